@@ -1,0 +1,289 @@
+"""Stage 4, public: sampling an image into columns, and its two derivatives.
+
+A column element is one channel of one tap of one output pixel. The three functions are the
+pieces of ``deform_conv2d`` for programs that need only one of them, or a product of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ._arguments import (
+    check_grad_columns,
+    check_mask,
+    check_offset,
+    check_workspace,
+    geometry_of,
+    pair,
+    require_dtype,
+)
+from ._arrays import Array, compute_dtype, require_array
+from ._columns_cpu import im2col
+from ._geometry import Geometry
+from ._parallel import spread, thread_count
+from ._plan import Plan, Tile
+from ._pullback_cpu import Pullback
+from ._samples_cpu import locate
+from ._windows_cpu import Image, is_planar
+from ._workspace import Workspace
+
+Pair = int | Sequence[int]
+COLUMNS_AXES = "(N, groups, OH*OW, KH*KW, C_in/groups)"
+
+
+def deform_im2col(
+    x: Array,
+    offset: Array,
+    kernel_size: Pair,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    deformable_groups: int = 1,
+    groups: int = 1,
+    mask: Array | None = None,
+    *,
+    workspace_bytes: int | None = None,
+) -> Array:
+    """Sample an image where a deformed kernel looks: one row of values per output pixel and tap.
+
+    ``columns[n, g, p, k, c] = mask_k(p) * x[n, g*C_in/G + c](py + dy_k(p), px + dx_k(p))``
+
+    at output pixel p = y*OW + x and tap k = i*KW + j, where ``py = y*stride - pad_top +
+    i*dilation``, px likewise, and x at a fractional location is the bilinear mean of its
+    neighbours.
+
+    Parameters
+    ----------
+    x : ndarray, shape (N, C_in, H, W)
+        Images; float64, float32, float16 or bfloat16.
+    offset : ndarray, shape (N, 2*deformable_groups*KH*KW, OH, OW)
+        Displacement of every tap in pixels, (dy, dx) pairs: see `pack_offset`.
+    kernel_size : int or (int, int)
+        KH and KW.
+    stride, padding, dilation, deformable_groups, groups
+        As in `deform_conv2d`.
+    mask : ndarray, shape (N, deformable_groups*KH*KW, OH, OW), optional
+        Factor of every tap.
+    workspace_bytes : int, optional
+        Bound of temporary memory, as in `deform_conv2d`.
+
+    Returns
+    -------
+    columns : ndarray, shape (N, groups, OH*OW, KH*KW, C_in/groups)
+        Channels fastest, C-contiguous, x's dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit, before any work.
+
+    See Also
+    --------
+    deform_conv2d : Its product with a weight; borders and precision are described there.
+    deform_col2im : The adjoint.
+
+    Examples
+    --------
+    >>> import numpy as np, cupy_dcn
+    >>> x = np.arange(9.0).reshape(1, 1, 3, 3)
+    >>> offset = np.zeros((1, 2, 3, 3))
+    >>> offset[0, 0] = 0.5  # half a pixel down
+    >>> cupy_dcn.deform_im2col(x, offset, 1)[0, 0, :, 0, 0].reshape(3, 3)
+    array([[1.5, 2.5, 3.5],
+           [4.5, 5.5, 6.5],
+           [3. , 3.5, 4. ]])
+    """
+    x = require_array("x", x, "(N, C_in, H, W)")
+    kernel = pair("kernel_size", kernel_size, 1)
+    geometry = geometry_of(x.shape, kernel, stride, padding, dilation, deformable_groups, groups)
+    offset = check_offset(offset, geometry, x.dtype)
+    mask = None if mask is None else check_mask(mask, geometry, x.dtype)
+    dtype = compute_dtype(x.dtype)
+    plan = _plan(geometry, dtype, workspace_bytes, backward=False)
+    columns = np.empty(_columns_shape(geometry), x.dtype)
+    shared, workspaces = plan.allocate()
+
+    def sample(tiles: Sequence[Tile], workspace: Workspace, image: Image) -> None:
+        for tile in tiles:
+            with workspace.scope():
+                samples = locate(offset, mask, geometry, tile, dtype, workspace)
+                part = _tile_of_columns(columns, geometry, tile)
+                values = im2col(image, samples)
+                np.copyto(part, values.reshape(part.shape), casting="same_kind")
+
+    for images in plan.image_groups():
+        with shared.scope():
+            image = Image(x, images, geometry, dtype, plan.window_cells, shared)
+            spread(partial(sample, image=image), plan.tiles(images), workspaces)
+    return columns
+
+
+def deform_col2im(
+    grad_columns: Array,
+    offset: Array,
+    image_size: tuple[int, int],
+    kernel_size: Pair,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    deformable_groups: int = 1,
+    mask: Array | None = None,
+    *,
+    workspace_bytes: int | None = None,
+) -> Array:
+    """Scatter columns back to the image: the adjoint of `deform_im2col` in x.
+
+    Every column element is added, times its mask and bilinear weight, to each of its four corners
+    that lies inside the image:  ``<deform_im2col(x, ...), grad> == <x, deform_col2im(grad, ...)>``.
+
+    Parameters
+    ----------
+    grad_columns : ndarray, shape (N, groups, OH*OW, KH*KW, C_in/groups)
+        Gradient of the columns.
+    offset, kernel_size, stride, padding, dilation, deformable_groups, mask, workspace_bytes
+        As in `deform_im2col`.
+    image_size : (int, int)
+        H and W of x.
+
+    Returns
+    -------
+    grad_x : ndarray, shape (N, C_in, H, W)
+        The dtype of ``grad_columns``; half types are summed in float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit, before any work.
+
+    Examples
+    --------
+    >>> import numpy as np, cupy_dcn
+    >>> offset = np.full((1, 2, 1, 1), 0.5)  # between four pixels
+    >>> cupy_dcn.deform_col2im(np.ones((1, 1, 1, 1, 1)), offset, (2, 2), 1, stride=2)[0, 0]
+    array([[0.25, 0.25],
+           [0.25, 0.25]])
+    """
+    grad_columns = require_array("grad_columns", grad_columns, COLUMNS_AXES)
+    images, groups, _, _, channels = grad_columns.shape
+    shape = (images, groups * channels, *pair("image_size", image_size, 1))
+    kernel = pair("kernel_size", kernel_size, 1)
+    geometry = geometry_of(shape, kernel, stride, padding, dilation, deformable_groups, groups)
+    check_grad_columns(grad_columns, geometry)
+    grad_x = np.empty(shape, grad_columns.dtype)
+    pullback = _pullback(grad_columns, None, offset, mask, geometry, workspace_bytes)
+    pullback(grad_x=grad_x).run()
+    return grad_x
+
+
+def deform_coord_grad(
+    grad_columns: Array,
+    x: Array,
+    offset: Array,
+    kernel_size: Pair,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    deformable_groups: int = 1,
+    mask: Array | None = None,
+    *,
+    workspace_bytes: int | None = None,
+) -> tuple[Array, Array | None]:
+    """Differentiate `deform_im2col` by where it samples: gradients of offset and mask.
+
+    With s_ab the dot product over channels of ``grad_columns`` and the corner ab of a sampling
+    point, and (fy, fx) the fraction of its location::
+
+        grad_dy = mask * ((1 - fx) * (s_10 - s_00) + fx * (s_11 - s_01))
+        grad_dx = mask * ((1 - fy) * (s_01 - s_00) + fy * (s_11 - s_10))
+
+    and the gradient of the mask is the bilinear mean of the four s. At whole-numbered locations
+    this is the right-hand derivative; outside the open box (-1, H) x (-1, W) it is 0.
+
+    Parameters
+    ----------
+    grad_columns : ndarray, shape (N, groups, OH*OW, KH*KW, C_in/groups)
+        Gradient of the columns, x's dtype.
+    x, offset, kernel_size, stride, padding, dilation, deformable_groups, mask, workspace_bytes
+        As in `deform_im2col`.
+
+    Returns
+    -------
+    grad_offset : ndarray, shape of offset
+    grad_mask : ndarray, shape of mask, or None without a mask
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit, before any work.
+
+    Examples
+    --------
+    >>> import numpy as np, cupy_dcn
+    >>> x = np.array([[0.0, 1.0], [10.0, 11.0]]).reshape(1, 1, 2, 2)
+    >>> offset = np.full((1, 2, 1, 1), 0.5)
+    >>> grad = np.ones((1, 1, 1, 1, 1))
+    >>> cupy_dcn.deform_coord_grad(grad, x, offset, 1, stride=2)[0].ravel()  # d/dy, d/dx
+    array([10.,  1.])
+    """
+    x = require_array("x", x, "(N, C_in, H, W)")
+    grad_columns = require_array("grad_columns", grad_columns, COLUMNS_AXES)
+    require_dtype("grad_columns", grad_columns, x)
+    kernel = pair("kernel_size", kernel_size, 1)
+    geometry = geometry_of(
+        x.shape, kernel, stride, padding, dilation, deformable_groups, grad_columns.shape[1]
+    )
+    check_grad_columns(grad_columns, geometry)
+    pullback = _pullback(grad_columns, x, offset, mask, geometry, workspace_bytes)
+    grad_offset = np.empty(offset.shape, offset.dtype)
+    grad_mask = None if mask is None else np.empty(mask.shape, mask.dtype)
+    pullback(grad_offset=grad_offset, grad_mask=grad_mask).run()
+    return grad_offset, grad_mask
+
+
+def _pullback(
+    grad_columns: Array,
+    x: Array | None,
+    offset: Array,
+    mask: Array | None,
+    geometry: Geometry,
+    workspace_bytes: int | None,
+) -> partial[Pullback]:
+    """Check offset and mask and prepare the backward from given columns."""
+    offset = check_offset(offset, geometry, grad_columns.dtype)
+    mask = None if mask is None else check_mask(mask, geometry, grad_columns.dtype)
+    dtype = compute_dtype(grad_columns.dtype)
+    plan = _plan(geometry, dtype, workspace_bytes, backward=True)
+
+    def grad_columns_of(tile: Tile, workspace: Workspace) -> Array:
+        part = workspace.cast(_tile_of_columns(grad_columns, geometry, tile), dtype)
+        if is_planar(geometry):
+            return part.reshape(geometry.channels, geometry.taps, -1)
+        return part.reshape(-1, geometry.taps, geometry.channels)
+
+    return partial(Pullback, plan, dtype, *plan.allocate(), x, offset, mask, grad_columns_of)
+
+
+def _plan(
+    geometry: Geometry, dtype: np.dtype[Any], workspace_bytes: int | None, backward: bool
+) -> Plan:
+    budget = check_workspace(workspace_bytes)
+    return Plan.of(geometry, 0, dtype.itemsize, budget, thread_count(), backward)
+
+
+def _columns_shape(geometry: Geometry) -> tuple[int, int, int, int, int]:
+    return (
+        geometry.images, geometry.groups, geometry.out_pixels, geometry.taps,
+        geometry.group_channels,
+    )  # fmt: skip
+
+
+def _tile_of_columns(columns: Array, geometry: Geometry, tile: Tile) -> Array:
+    """View a tile of (N, G, OH*OW, K, C_in/G) in the memory order of the tile's samples."""
+    first = tile.rows.start * geometry.out_width + tile.columns.start
+    count = tile.images.stop - tile.images.start
+    part = columns[tile.images, :, first : first + tile.pixels // count]
+    return part.transpose((1, 4, 3, 0, 2) if is_planar(geometry) else (0, 2, 3, 1, 4))

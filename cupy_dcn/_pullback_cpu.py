@@ -1,0 +1,170 @@
+"""The backward of sampling, tile by tile (CPU): from grad_columns to every gradient behind them.
+
+Each worker adds what its tiles scatter into a zero-bordered window of its own, and the windows
+are summed in a fixed order: no two threads write one cell, and no bit depends on timing. Images
+too large to copy whole are gathered window by window instead, each window owning the pixels it
+writes; only tiles whose samples reach a window take part in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ._arrays import Array
+from ._columns_cpu import col2im, coord_grad, im2col
+from ._parallel import spread
+from ._plan import Plan, Tile
+from ._samples_cpu import Samples, locate
+from ._windows_cpu import Box, Image, Window, owning_boxes, zero_window
+from ._workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Pullback:
+    """Sources of one backward and the arrays it fills; None for what is not asked for."""
+
+    plan: Plan
+    dtype: np.dtype[Any]
+    shared: Workspace
+    workspaces: Sequence[Workspace]
+    x: Array | None
+    offset: Array
+    mask: Array | None
+    grad_columns_of: Callable[[Tile, Workspace], Array]
+    grad_weight_of: Callable[[Tile, Array, Workspace], Array] | None = None  # from columns
+    grad_x: Array | None = None
+    grad_offset: Array | None = None
+    grad_mask: Array | None = None
+
+    def run(self) -> Array | None:
+        """Fill the gradients; return the sum of ``grad_weight_of`` over all tiles."""
+        plan = self.plan
+        scatter = self.grad_x is not None and plan.holds_whole
+        grad_weight: Array | None = None
+        for images in plan.image_groups():
+            tiles = plan.tiles(images)
+            with ExitStack() as scopes:
+                for workspace in (self.shared, *self.workspaces):
+                    scopes.enter_context(workspace.scope())
+                work = partial(
+                    self._tiles, images=images, image=self._image(images), scatter=scatter
+                )
+                parts = spread(work, tiles, self.workspaces)
+                for weight, _ in parts:
+                    grad_weight = _sum(grad_weight, weight)
+                if scatter:
+                    self._write_grad_x(images, [window for _, window in parts if window])
+            if self.grad_x is not None and not plan.holds_whole:
+                self._gather_grad_x(images, tiles)
+        return grad_weight
+
+    @property
+    def _wants_coordinates(self) -> bool:
+        return self.grad_offset is not None or self.grad_mask is not None
+
+    def _image(self, images: slice) -> Image | None:
+        if self.x is None or not (self.grad_weight_of or self._wants_coordinates):
+            return None
+        plan = self.plan
+        return Image(self.x, images, plan.geometry, self.dtype, plan.window_cells, self.shared)
+
+    def _locate(self, tile: Tile, workspace: Workspace) -> Samples:
+        return locate(self.offset, self.mask, self.plan.geometry, tile, self.dtype, workspace)
+
+    def _zero_window(self, box: Box | None, images: slice, workspace: Workspace) -> Window:
+        count = images.stop - images.start
+        return zero_window(box, count, self.plan.geometry, self.dtype, workspace)
+
+    def _tiles(
+        self,
+        tiles: Sequence[Tile],
+        workspace: Workspace,
+        images: slice,
+        image: Image | None,
+        scatter: bool,
+    ) -> tuple[Array | None, Window | None]:
+        """Work through some tiles; return their grad_weight and the window they scattered into."""
+        window = self._zero_window(None, images, workspace) if scatter else None
+        grad_weight: Array | None = None
+        for tile in tiles:
+            with workspace.scope():
+                part = self._tile(tile, workspace, images, image, window)
+            grad_weight = _sum(grad_weight, part)
+        return grad_weight, window
+
+    def _tile(
+        self,
+        tile: Tile,
+        workspace: Workspace,
+        images: slice,
+        image: Image | None,
+        window: Window | None,
+    ) -> Array | None:
+        """Add one tile to ``window``, write its coordinate gradients, return its grad_weight."""
+        samples = self._locate(tile, workspace)
+        grad_weight = None
+        if self.grad_weight_of is not None and image is not None:
+            grad_weight = self.grad_weight_of(tile, im2col(image, samples), workspace)
+        if window is not None or self._wants_coordinates:
+            grad_columns = self.grad_columns_of(tile, workspace)
+            if self._wants_coordinates and image is not None:
+                self._write_coordinates(samples, coord_grad(grad_columns, image, samples))
+            if window is not None:
+                col2im(grad_columns, samples, window.of_images(tile.images, images.start))
+        return grad_weight
+
+    def _write_coordinates(self, samples: Samples, gradients: tuple[Array, Array, Array]) -> None:
+        by_y, by_x, by_mask = gradients
+        if self.grad_offset is not None:
+            into = samples.view(self.grad_offset, 2)
+            np.copyto(into[0], by_y, casting="same_kind")
+            np.copyto(into[1], by_x, casting="same_kind")
+        if self.grad_mask is not None:
+            np.copyto(samples.view(self.grad_mask, 1)[0], by_mask, casting="same_kind")
+
+    def _write_grad_x(self, images: slice, windows: Sequence[Window]) -> None:
+        """Write the sum of some windows to the pixels that they own."""
+        assert self.grad_x is not None
+        for other in windows[1:]:
+            np.add(windows[0].values, other.values, out=windows[0].values)
+        gathered, pixels = windows[0].owned(self.grad_x[images])
+        np.copyto(pixels, gathered, casting="same_kind")
+
+    def _gather_grad_x(self, images: slice, tiles: Sequence[Tile]) -> None:
+        """Fill grad_x window by window, every window on one thread."""
+        plan = self.plan
+        assert plan.window_cells is not None
+
+        def bounds_of(part: Sequence[Tile], workspace: Workspace) -> list[tuple[Tile, Box]]:
+            found = []
+            for tile in part:
+                with workspace.scope():
+                    found.append((tile, self._locate(tile, workspace).bounds))
+            return found
+
+        reach = [pair for part in spread(bounds_of, tiles, self.workspaces) for pair in part]
+
+        def gather(part: Sequence[Box], workspace: Workspace) -> None:
+            for box in part:
+                with workspace.scope():
+                    window = self._zero_window(box, images, workspace)
+                    for tile, bounds in reach:
+                        if box.meets(bounds):
+                            with workspace.scope():
+                                grad_columns = self.grad_columns_of(tile, workspace)
+                                col2im(grad_columns, self._locate(tile, workspace), window)
+                    self._write_grad_x(images, [window])
+
+        spread(gather, owning_boxes(plan.geometry, plan.window_cells), self.workspaces)
+
+
+def _sum(total: Array | None, part: Array | None) -> Array | None:
+    if total is None or part is None:
+        return part if total is None else total
+    return np.add(total, part, out=total)

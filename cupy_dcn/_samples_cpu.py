@@ -1,0 +1,272 @@
+"""Where a tile samples: locations, fractions, and the corners they have in a window (CPU).
+
+A location is clipped to [-2, H] x [-2, W]: then its four corners floor, floor + 1 always exist in
+a zero-bordered window (_windows_cpu.py), and outside the image they are zeros, whatever x holds
+at its edge. A NaN is clipped to -2 and so samples zeros too. Only -1 exactly needs a hand: its
+inner corner would be inside with weight 0, so it is moved to -2.
+
+Two memory orders. Several channels a deformable group: "rows", samples as (image, y, x, tap, g),
+a sampling point reading rows of C_in/DG channels. Few channels: "planes", samples as
+(g, tap, image, y, x), one plane of the image read at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ._arrays import Array
+from ._geometry import Geometry
+from ._plan import BORDER, WINDOW_CELLS, Tile
+from ._sparse_cpu import FourPerRow
+from ._windows_cpu import Box, Window, is_planar
+from ._workspace import Workspace
+
+
+@dataclass
+class Samples:
+    """The sampling points of one tile: floor of the location, fraction, and mask.
+
+    All arrays have the tile's memory order, five axes. ``bounds`` holds every floor.
+    """
+
+    geometry: Geometry
+    tile: Tile
+    workspace: Workspace
+    planar: bool
+    row: Array
+    column: Array
+    fraction_y: Array
+    fraction_x: Array
+    mask: Array | None
+    mask_is_finite: bool  # then it is a factor of the weights; True without a mask
+    bounds: Box
+    _aimed: Corners | None = None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of weights, columns and sums."""
+        return self.fraction_y.dtype
+
+    @property
+    def columns_shape(self) -> tuple[int, int, int]:
+        """Shape of the tile's columns in its memory order."""
+        taps, channels = self.geometry.taps, self.geometry.channels
+        if self.planar:
+            return channels, taps, self.tile.pixels
+        return self.tile.pixels, taps, channels
+
+    def corners(self, window: Window) -> Corners:
+        """Return the samples aimed at a window; the whole image's are kept for the next stage."""
+        if not window.whole:
+            return Corners.of(self, window)
+        if self._aimed is None:
+            self._aimed = Corners.of(self, window)
+        return self._aimed
+
+    def view(self, array: Array, each: int) -> Array:
+        """View this tile of an offset-like (each = 2) or mask-like (1) array in its own order."""
+        return in_order(array, self.geometry, self.tile, each, self.planar)
+
+    def outside(self) -> Array:
+        """Tell which locations lie outside the open box (-1, H) x (-1, W)."""
+        height, width = self.geometry.height, self.geometry.width
+        inside_y = (self.row >= -1) & (self.row < height)
+        return ~(inside_y & (self.column >= -1) & (self.column < width))
+
+
+def in_order(array: Array, geometry: Geometry, tile: Tile, each: int, planar: bool) -> Array:
+    """View a tile of an offset (each = 2) or mask (1) as (each, *the tile's memory order)."""
+    part = array[tile.images, :, tile.rows, tile.columns]
+    images, _, height, width = part.shape
+    shape = (images, geometry.deformable_groups, geometry.taps, each, height, width)
+    return part.reshape(shape).transpose((3, 1, 2, 0, 4, 5) if planar else (3, 0, 4, 5, 2, 1))
+
+
+def locate(
+    offset: Array,
+    mask: Array | None,
+    geometry: Geometry,
+    tile: Tile,
+    dtype: np.dtype[Any],
+    workspace: Workspace,
+) -> Samples:
+    """Return where the tile's output pixels sample, py = y*stride - pad + i*dilation + dy."""
+    planar = is_planar(geometry)
+    # float32 can't number the pixels of a longer axis; beside it the cost of float64 is small.
+    exact = max(geometry.height, geometry.width) < WINDOW_CELLS
+    location = workspace.cast(
+        in_order(offset, geometry, tile, 2, planar), dtype if exact else np.float64
+    )
+    with workspace.scope():
+        _add_grid(location, geometry, tile, planar, workspace)
+    lowest = [
+        _clip(axis, size)
+        for axis, size in zip(location, (geometry.height, geometry.width), strict=True)
+    ]
+    cell = workspace.empty(location.shape, location.dtype)
+    np.floor(location, out=cell)
+    location -= cell
+    fraction = location if exact else workspace.cast(location, dtype)
+    bounds = Box(
+        math.floor(lowest[0]), int(cell[0].max()) + 1, math.floor(lowest[1]), int(cell[1].max()) + 1
+    )
+    ordered_mask, finite = None, True
+    if mask is not None:
+        ordered_mask = workspace.cast(in_order(mask, geometry, tile, 1, planar)[0], dtype)
+        finite = bool(np.isfinite(ordered_mask).all())
+    return Samples(
+        geometry, tile, workspace, planar, cell[0], cell[1], fraction[0], fraction[1],
+        ordered_mask, finite, bounds,
+    )  # fmt: skip
+
+
+def _add_grid(
+    location: Array, geometry: Geometry, tile: Tile, planar: bool, workspace: Workspace
+) -> None:
+    """Add the undeformed positions y*stride - pad + i*dilation, and likewise along x."""
+    rows = np.arange(tile.rows.start, tile.rows.stop) * geometry.stride_y - geometry.pad_top
+    columns = np.arange(tile.columns.start, tile.columns.stop) * geometry.stride_x
+    columns -= geometry.pad_left
+    tap_rows, tap_columns = np.divmod(np.arange(geometry.taps), geometry.kernel_width)
+    tap_rows *= geometry.dilation_y
+    tap_columns *= geometry.dilation_x
+    kind = location.dtype
+    if planar:
+        location[0] += np.add.outer(tap_rows, rows)[:, None, :, None].astype(kind)
+        location[1] += np.add.outer(tap_columns, columns)[:, None, None, :].astype(kind)
+        return
+    # Repeated along the row, so that the inner loops are long: 2 to 3 times faster.
+    groups = geometry.deformable_groups
+    line = np.tile(np.repeat(tap_rows, groups), len(columns)).astype(kind)
+    grid = workspace.empty((len(rows), line.size), kind)
+    np.add.outer(rows.astype(kind), line, out=grid)
+    location[0] += grid.reshape(location.shape[2:])
+    line = np.add.outer(columns, np.repeat(tap_columns, groups)).astype(kind)
+    location[1] += line.reshape(location.shape[3:])
+
+
+def _clip(location: Array, size: int) -> float:
+    """Clip locations to [-2, size], NaN and exactly -1 to -2 as well; return the lowest."""
+    np.clip(location, -BORDER, size, out=location)
+    lowest = float(location.min())
+    if math.isnan(lowest):
+        np.fmax(location, -BORDER, out=location)
+        lowest = -BORDER
+    if lowest <= -1:
+        edge = location == -1
+        if edge.any():
+            location[edge] = lowest = -BORDER
+    return lowest
+
+
+@dataclass
+class Corners:
+    """A tile's samples aimed at one window: the flat index of corner 00 and the four weights.
+
+    In rows order an index counts rows of C_in/DG channels, in planes order values from the first
+    plane of the sample's deformable group; ``steps`` leads on to the corners 00, 01, 10, 11.
+    """
+
+    fraction_y: Array
+    fraction_x: Array
+    factor: Array | None  # the mask, where it belongs in the weights
+    workspace: Workspace
+    index: Array
+    lowest: int
+    span: int
+    steps: tuple[int, int, int, int]
+
+    @classmethod
+    def of(cls, samples: Samples, window: Window) -> Corners:
+        """Number the cells of ``window`` and find each sample's."""
+        height, width = window.size
+        workspace = samples.workspace
+        index = workspace.empty(samples.row.shape, index_dtype(window.values.size))
+        with workspace.scope():
+            cell = workspace.empty(samples.row.shape, samples.row.dtype)
+            np.subtract(samples.row, window.top, out=cell)
+            cell *= width
+            cell += samples.column
+            cell -= window.box.left
+            if not window.holds(samples.bounds):
+                cell[~window.has(samples.row, samples.column)] = 0
+            np.copyto(index, cell, casting="unsafe")
+        groups, channels = samples.geometry.deformable_groups, samples.geometry.channels
+        step, pitch = (1, width) if samples.planar else (groups, width * groups)
+        image = np.arange(window.values.shape[0], dtype=index.dtype)
+        group = np.arange(groups, dtype=index.dtype)
+        if samples.planar:
+            image *= channels * height * width
+            group *= channels // groups * height * width
+            index += image[:, None, None] + group[:, None, None, None, None]
+        else:
+            image *= height * pitch
+            if groups > 1:
+                index *= groups
+                line = index.reshape(-1, index[0, 0].size)
+                line += np.tile(group, line.shape[1] // groups)
+            if len(image) > 1:
+                index += image[:, None, None, None, None]
+        index = index.reshape(-1)
+        lowest = int(index.min())
+        index -= lowest
+        span = int(index.max()) + pitch + step + 1
+        factor = samples.mask.reshape(-1) if samples.mask is not None else None
+        return cls(
+            samples.fraction_y.reshape(-1), samples.fraction_x.reshape(-1),
+            factor if samples.mask_is_finite else None, workspace,
+            index, lowest, span, (0, step, pitch, pitch + step),
+        )  # fmt: skip
+
+    def write_weights(self, corners: Iterable[Array]) -> None:
+        """Write the weights of corners 00, 01, 10, 11 into four arrays, mask included."""
+        low_y, low_x = self.fraction_y, self.fraction_x
+        with self.workspace.scope():
+            top, left, bottom = self.workspace.empty((3, low_y.size), low_y.dtype)
+            np.subtract(1, low_x, out=left)
+            if self.factor is None:
+                np.copyto(bottom, low_y)
+                np.subtract(1, low_y, out=top)
+            else:
+                np.multiply(low_y, self.factor, out=bottom)
+                np.subtract(self.factor, bottom, out=top)
+            pairs = ((top, left), (top, low_x), (bottom, left), (bottom, low_x))
+            for (vertical, horizontal), weight in zip(pairs, corners, strict=True):
+                np.multiply(vertical, horizontal, out=weight)
+
+    @cached_property
+    def weights(self) -> Array:
+        """The weights (4, samples)."""
+        weights = self.workspace.empty((4, self.index.size), self.fraction_y.dtype)
+        self.write_weights(weights)
+        return weights
+
+    @cached_property
+    def gather(self) -> Array:
+        """The index as ``take`` wants it."""
+        return self.workspace.cast(self.index, np.intp)
+
+    @cached_property
+    def matrix(self) -> FourPerRow:
+        """The sparse matrix S (samples, span)."""
+        workspace, count = self.workspace, self.index.size
+        kind = index_dtype(max(4 * count, self.span))
+        starts = workspace.empty(count + 1, kind)
+        starts[:] = np.arange(0, 4 * count + 1, 4)
+        indices = workspace.empty((count, 4), kind)
+        data = workspace.empty((count, 4), self.fraction_y.dtype)
+        for corner, step in enumerate(self.steps):
+            np.add(self.index, step, out=indices[:, corner], casting="same_kind")
+        self.write_weights(data.T)
+        return FourPerRow(starts, indices, data, self.span)
+
+
+def index_dtype(count: int) -> type[np.signedinteger[Any]]:
+    """Return the narrowest dtype that numbers ``count`` things: half the memory to read."""
+    return np.int32 if count < 2**31 else np.int64

@@ -1,0 +1,286 @@
+"""deform_conv2d and its backward: the pipeline, stage by stage. Start reading here.
+
+    validate -> geometry -> plan -> for each tile: columns = im2col(x, offset, mask)
+                                                   out     = weight @ columns + bias
+
+The backward is the same stages right to left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import _matmul
+from ._arguments import (
+    GRADIENTS,
+    Arguments,
+    check_grad_output,
+    check_needs,
+    check_out,
+    out_shape,
+    validate,
+)
+from ._arrays import Array, compute_dtype
+from ._columns_cpu import im2col
+from ._parallel import spread, thread_count
+from ._plan import Plan, Tile
+from ._pullback_cpu import Pullback
+from ._samples_cpu import locate
+from ._windows_cpu import Image
+from ._workspace import Workspace
+
+
+class Gradients(NamedTuple):
+    """Gradients of ``deform_conv2d``, each shaped like its argument; None if not computed."""
+
+    x: Array | None
+    offset: Array | None
+    weight: Array | None
+    bias: Array | None
+    mask: Array | None
+
+
+def deform_conv2d(
+    x: Array,
+    offset: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    deformable_groups: int = 1,
+    groups: int = 1,
+    mask: Array | None = None,
+    name: str | None = None,
+    *,
+    out: Array | None = None,
+    workspace_bytes: int | None = None,
+) -> Array:
+    """Convolve images with a kernel whose every tap looks where an offset sends it.
+
+    ``y(p) = sum_k weight_k * x(p + p_k + offset_k(p)) * mask_k(p) + bias``
+
+    Deformable convolution v1, with ``mask`` v2. A fractional location is read bilinearly.
+
+    Parameters
+    ----------
+    x : ndarray, shape (N, C_in, H, W)
+        Images, float64, float32, float16 or bfloat16 (of ml_dtypes). N may be 0.
+    offset : ndarray, shape (N, 2*deformable_groups*KH*KW, OH, OW)
+        Displacement of every tap at every output pixel, in pixels of x: channel ``g*2K + 2k`` is
+        dy (positive downward) and ``g*2K + 2k + 1`` is dx (positive to the right) of tap
+        ``k = i*KW + j``, with K = KH*KW. `pack_offset` makes one from dy and dx.
+    weight : ndarray, shape (C_out, C_in/groups, KH, KW)
+    bias : ndarray, shape (C_out,), optional
+    stride, dilation : int or (int, int)
+        Vertical and horizontal, at least 1.
+    padding : int, (int, int), (int, int, int, int), 'SAME' or 'VALID'
+        Zeros around x: on all sides, (vertical, horizontal) or (top, bottom, left, right).
+        'SAME' gives ceil(size/stride) outputs with the dilated kernel, 'VALID' means 0.
+    deformable_groups : int
+        C_in is split into so many groups of channels, each with offsets of its own (torchvision
+        calls it offset groups). It need not divide C_out.
+    groups : int
+        Groups of an ordinary grouped convolution; divides C_in and C_out.
+    mask : ndarray, shape (N, deformable_groups*KH*KW, OH, OW), optional
+        Factor of every tap, any number: no sigmoid is applied. Channel ``g*K + k``.
+    name : str, optional
+        Accepted as in Paddle, and ignored.
+    out : ndarray, shape (N, C_out, OH, OW), optional
+        Takes the result, and is returned. C-contiguous, of x's dtype, apart from the inputs.
+    workspace_bytes : int, optional
+        Bound of temporary memory, 64 MiB by default; besides it the call takes the weight's copy
+        and 1 MiB a thread, whatever the batch and the resolution.
+
+    Returns
+    -------
+    ndarray, shape (N, C_out, OH, OW)
+        Of x's dtype, with OH = floor((H + pad_top + pad_bottom - (dilation*(KH-1) + 1)) / stride)
+        + 1 and OW likewise.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not an array, or dtypes are unsupported or mixed: all arrays have x's
+        dtype; offset and mask may be float32 beside half-precision x.
+    ValueError
+        If a shape or an attribute does not fit. Both come before any work; ``out`` is untouched.
+
+    See Also
+    --------
+    deform_conv2d_backward : The gradients.
+    deform_im2col : The sampling alone.
+
+    Notes
+    -----
+    Tap (i, j) of output pixel (y, x) samples at ``py = y*stride - pad_top + i*dilation + dy`` and
+    likewise px. Inside the open box -1 < py < H, -1 < px < W the value is the bilinear mean of the
+    four corners floor, floor + 1, where corners outside the image read 0: it fades to zero over
+    the last pixel. Outside the box, and for NaN or infinite offsets, the sample is 0.
+
+    float16 and bfloat16 are storage: coordinates, weights and sums are float32. The signature is
+    that of ``paddle.vision.ops.deform_conv2d``; the layouts are also torchvision's and ONNX's.
+
+    With threadpoolctl installed the work is spread over as many threads as NumPy's BLAS would
+    use, and BLAS is held at one thread meanwhile; without it BLAS threads alone are used.
+
+    References
+    ----------
+    .. [1] J. Dai et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
+    .. [2] X. Zhu et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019,
+       arXiv:1811.11168.
+
+    Examples
+    --------
+    >>> import numpy as np, cupy_dcn
+    >>> x = np.arange(9.0).reshape(1, 1, 3, 3)
+    >>> weight = np.ones((1, 1, 2, 2))
+    >>> offset = np.zeros((1, 8, 2, 2))
+    >>> offset[0, 0, 0, 0] = 0.5  # tap (0, 0) of the first output looks half a pixel lower
+    >>> cupy_dcn.deform_conv2d(x, offset, weight)[0, 0]
+    array([[ 9.5, 12. ],
+           [20. , 24. ]])
+    """
+    del name
+    call = validate(
+        x, offset, weight, bias, stride, padding, dilation, deformable_groups, groups, mask,
+        workspace_bytes,
+    )  # fmt: skip
+    geometry, dtype = call.geometry, compute_dtype(call.x.dtype)
+    plan = _plan(call, dtype, backward=False)
+    result = np.empty(out_shape(call), call.x.dtype) if out is None else check_out(out, call)
+    matrix = _matmul.weight_matrix(call.weight, geometry, dtype)
+    shift = None if call.bias is None else call.bias.astype(dtype, copy=False)
+    shared, workspaces = plan.allocate()
+
+    def convolve(tiles: Sequence[Tile], workspace: Workspace, image: Image) -> None:
+        for tile in tiles:
+            with workspace.scope():
+                samples = locate(call.offset, call.mask, geometry, tile, dtype, workspace)
+                columns = im2col(image, samples)
+                product = _matmul.multiply_columns(matrix, columns, geometry, workspace)
+                _matmul.write_output(product, shift, result, tile)
+
+    for images in plan.image_groups():
+        with shared.scope():
+            image = Image(call.x, images, geometry, dtype, plan.window_cells, shared)
+            spread(partial(convolve, image=image), plan.tiles(images), workspaces)
+    return result if out is None else out
+
+
+def _plan(call: Arguments, dtype: np.dtype[Any], backward: bool) -> Plan:
+    return Plan.of(
+        call.geometry, call.weight.shape[0], dtype.itemsize, call.workspace_bytes,
+        thread_count(), backward,
+    )  # fmt: skip
+
+
+def deform_conv2d_backward(
+    grad_output: Array,
+    x: Array,
+    offset: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    deformable_groups: int = 1,
+    groups: int = 1,
+    mask: Array | None = None,
+    name: str | None = None,
+    *,
+    needs: Iterable[str] = GRADIENTS,
+    workspace_bytes: int | None = None,
+) -> Gradients:
+    """Return the gradients of `deform_conv2d` by x, offset, weight, bias and mask.
+
+    With G = weight^T . grad_output in the layout of the columns, and for every sampling point its
+    fraction (fy, fx), its corners v_ab and its bilinear value::
+
+        grad_x      = im2col^T(G): each corner inside the image gets G * mask * its weight
+        grad_dy     = sum_c G * mask * ((1 - fx)*(v_10 - v_00) + fx*(v_11 - v_01))
+        grad_dx     = sum_c G * mask * ((1 - fy)*(v_01 - v_00) + fy*(v_11 - v_10))
+        grad_mask   = sum_c G * value
+        grad_weight = grad_output . columns^T
+        grad_bias   = grad_output summed over N, OH, OW
+
+    Parameters
+    ----------
+    grad_output : ndarray, shape (N, C_out, OH, OW)
+        Gradient of the output, x's dtype.
+    x, offset, weight, bias, stride, padding, dilation, deformable_groups, groups, mask, name
+        As given to `deform_conv2d`; the values of ``bias`` do not matter.
+    needs : tuple of str
+        Which gradients to compute, among "x", "offset", "weight", "bias", "mask"; only these
+        are worked for.
+    workspace_bytes : int, optional
+        Bound of temporary memory, 64 MiB by default; besides it the call takes three copies of
+        the weight (one more a thread) and 1 MiB a thread.
+
+    Returns
+    -------
+    Gradients
+        Named tuple (x, offset, weight, bias, mask); each has the shape and dtype of its argument,
+        and is None if it was not asked for or the argument was not given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `deform_conv2d`, before any work.
+
+    Notes
+    -----
+    At whole-numbered locations the coordinate gradients are right-hand derivatives. Outside the
+    open box (-1, H) x (-1, W), on its border and for NaN or infinite offsets, all gradients of a
+    sample are 0. The same call on the same number of threads gives the same bits every time.
+
+    Examples
+    --------
+    >>> import numpy as np, cupy_dcn
+    >>> x = np.arange(9.0).reshape(1, 1, 3, 3)
+    >>> offset, weight = np.full((1, 2, 3, 3), 0.25), np.ones((1, 1, 1, 1))
+    >>> grads = cupy_dcn.deform_conv2d_backward(
+    ...     np.ones((1, 1, 3, 3)), x, offset, weight, needs=("offset", "weight")
+    ... )
+    >>> grads.offset[0, :, 0, 0]  # x grows by 3 a row and by 1 a column
+    array([3., 1.])
+    >>> grads.weight.shape, grads.x
+    ((1, 1, 1, 1), None)
+    """
+    del name
+    call = validate(
+        x, offset, weight, bias, stride, padding, dilation, deformable_groups, groups, mask,
+        workspace_bytes,
+    )  # fmt: skip
+    grad_output = check_grad_output(grad_output, call)
+    wanted = check_needs(needs)
+    geometry, dtype = call.geometry, compute_dtype(call.x.dtype)
+    plan = _plan(call, dtype, backward=True)
+    grads = Gradients(*(_empty_like(getattr(call, name), name in wanted) for name in GRADIENTS))
+    matrix = _matmul.weight_matrix(call.weight, geometry, dtype)
+
+    def grad_columns_of(tile: Tile, workspace: Workspace) -> Array:
+        grad = _matmul.read_tile(grad_output, geometry.groups, tile, dtype, workspace)
+        return _matmul.multiply_grad_output(matrix, grad, geometry, workspace)
+
+    def grad_weight_of(tile: Tile, columns: Array, workspace: Workspace) -> Array:
+        grad = _matmul.read_tile(grad_output, geometry.groups, tile, dtype, workspace)
+        return _matmul.multiply_for_weight(grad, columns, geometry, workspace)
+
+    total = Pullback(
+        plan, dtype, *plan.allocate(), call.x, call.offset, call.mask, grad_columns_of,
+        None if grads.weight is None else grad_weight_of, grads.x, grads.offset, grads.mask,
+    ).run()  # fmt: skip
+    if grads.weight is not None:
+        grads.weight[...] = 0 if total is None else _matmul.weight_from_matrix(total, geometry)
+    if grads.bias is not None:
+        grads.bias[...] = grad_output.sum(axis=(2, 3), dtype=dtype).sum(axis=0)
+    return grads
+
+
+def _empty_like(array: Array | None, wanted: bool) -> Array | None:
+    return np.empty(array.shape, array.dtype) if array is not None and wanted else None
