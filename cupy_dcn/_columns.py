@@ -6,7 +6,7 @@ pieces of ``deform_conv2d`` for programs that need only one of them, or a produc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -107,7 +107,7 @@ def deform_im2col(
     columns = np.empty(_columns_shape(geometry), x.dtype)
     shared, workspaces = plan.allocate()
 
-    def sample(tiles: Sequence[Tile], workspace: Workspace, image: Image) -> None:
+    def sample(tiles: Iterable[Tile], workspace: Workspace, image: Image) -> None:
         for tile in tiles:
             with workspace.scope():
                 samples = locate(offset, mask, geometry, tile, dtype, workspace)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ._workspace import Workspace
 
-Item = TypeVar("Item")
+Item = TypeVar("Item", covariant=True)
 Result = TypeVar("Result")
 
 
@@ -66,9 +66,17 @@ class _BlasHeld:
 _blas_held = _BlasHeld()
 
 
+class Items(Protocol[Item]):
+    """What ``spread`` needs of a sequence."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Item: ...
+
+
 def spread(
-    work: Callable[[Sequence[Item], Workspace], Result],
-    items: Sequence[Item],
+    work: Callable[[Iterable[Item], Workspace], Result],
+    items: Items[Item],
     workspaces: Sequence[Workspace],
 ) -> list[Result]:
     """Return ``[work(part, workspace), ...]``: a contiguous part of the items a workspace.
@@ -76,11 +84,11 @@ def spread(
     Each runs on a thread of its own. Which items make a part depends on the counts alone, never
     on timing, so sums over parts are the same bits from run to run.
     """
-    workers = min(len(workspaces), len(items))
-    if workers <= 1:
-        return [work(items, workspaces[0])]
+    workers = max(min(len(workspaces), len(items)), 1)
     edges = [len(items) * part // workers for part in range(workers + 1)]
-    parts = [items[first:last] for first, last in itertools.pairwise(edges)]
+    parts = [map(items.__getitem__, range(*edge)) for edge in itertools.pairwise(edges)]
+    if workers == 1:
+        return [work(parts[0], workspaces[0])]
     with _blas_held(), ThreadPoolExecutor(workers - 1, "cupy_dcn") as pool:
         others = [
             pool.submit(work, part, workspace)

@@ -10,12 +10,12 @@ worker, half to zero-bordered copies of the images they read:
 Images too large for that are read through windows (crops around what a tile samples) instead.
 The plan is a pure function of integers. Worked examples at the default of 64 MiB, one worker,
 float32, forward: x (2, 64, 56, 56), 3x3 -> both images held, 2 tiles an image of 28 rows;
-(1, 1, 4096, 4096), 3x3 -> windows of at most 8.4 million cells, 2048 tiles of 2 rows.
+(1, 1, 4096, 4096), 3x3 -> windows of at most 8.4 million cells, 4096 tiles of a row.
 """
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,8 +25,9 @@ from ._workspace import ALIGNMENT, Workspace
 BORDER = 2  # zero rows and columns around an image, see _samples_cpu.py
 # Peak count of words that live at once for one sampling point, held by the memory tests.
 FORWARD_WORDS, BACKWARD_WORDS = 22, 36
-# What a worker needs besides, whatever the shapes: the block of gathered values and small arrays.
-FIXED_BYTES = 2**20
+# What a worker needs besides, whatever the shapes: the block of gathered values, small arrays,
+# alignment. Half of the documented 1 MiB; the rest is for what NumPy allocates on its own.
+FIXED_BYTES = 2**19
 # Larger tiles leave the caches, smaller ones pay the fixed 100 microseconds of a tile too often:
 # x (2, 64, 56, 56) forward took 9.8, 8.0, 6.8, 6.0 ms at 112, 224, 448, 3136 pixels a tile.
 TILE_SAMPLES = 65_536
@@ -125,43 +126,73 @@ class Plan:
         tile_bytes += window_cells * cell_bytes
         return cls(geometry, 1, window_cells, tile_pixels, workers, 0, tile_bytes)
 
-    def image_groups(self) -> list[slice]:
+    def image_groups(self) -> Parts:
         """Return the images held at once, group by group."""
-        return even_slices(0, self.geometry.images, self.images_held)
+        return Parts.of(0, self.geometry.images, self.images_held)
 
-    def tiles(self, images: slice) -> list[Tile]:
+    def tiles(self, images: slice) -> Tiles:
         """Return the tiles of some images, about equal in size, a multiple of the workers."""
         height, width = self.geometry.out_height, self.geometry.out_width
         together = self.tile_pixels // (height * width)
         count = images.stop - images.start
-        all_rows, all_columns = slice(0, height), slice(0, width)
         if together > 1 and count >= self.workers:
             together = min(together, -(-count // self.workers))
-            return [
-                Tile(part, all_rows, all_columns)
-                for part in even_slices(images.start, images.stop, together)
-            ]
+            whole = Parts(0, height, 1), Parts(0, width, 1)
+            return Tiles(Parts.of(images.start, images.stop, together), *whole)
         at_most = max(self.tile_pixels // width, 1)
         if count % self.workers:  # as many tiles for every worker
             rounds = -(-height // at_most)
             at_most = -(-height // (-(-rounds // self.workers) * self.workers))
-        row_parts = even_slices(0, height, at_most)
-        column_parts = even_slices(0, width, min(self.tile_pixels, width))
-        return [
-            Tile(slice(n, n + 1), rows, columns)
-            for n in range(images.start, images.stop)
-            for rows in row_parts
-            for columns in column_parts
-        ]
+        return Tiles(
+            Parts(images.start, images.stop, count),
+            Parts.of(0, height, at_most),
+            Parts.of(0, width, min(self.tile_pixels, width)),
+        )
 
 
 # A window holds its two zero rows and columns and at least one sampled cell with its neighbours.
 SMALLEST_WINDOW = (BORDER + 2) ** 2
 
 
-def even_slices(start: int, stop: int, at_most: int) -> list[slice]:
-    """Cut a range into the fewest parts of at most ``at_most``, equal to within one."""
-    length = stop - start
-    parts = -(-length // at_most)
-    edges = [start + length * part // parts for part in range(parts + 1)] if parts else []
-    return [slice(first, last) for first, last in itertools.pairwise(edges)]
+@dataclass(frozen=True)
+class Parts:
+    """A range cut into parts that are equal to within one; computed, not stored."""
+
+    start: int
+    stop: int
+    count: int
+
+    @classmethod
+    def of(cls, start: int, stop: int, at_most: int) -> Parts:
+        """Cut into the fewest parts of at most ``at_most``."""
+        return cls(start, stop, -(-(stop - start) // at_most))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[slice]:
+        return map(self.__getitem__, range(self.count))
+
+    def __getitem__(self, part: int) -> slice:
+        length = self.stop - self.start
+        return slice(
+            self.start + length * part // self.count,
+            self.start + length * (part + 1) // self.count,
+        )
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Every combination of images, rows and columns; computed, not stored."""
+
+    images: Parts
+    rows: Parts
+    columns: Parts
+
+    def __len__(self) -> int:
+        return len(self.images) * len(self.rows) * len(self.columns)
+
+    def __getitem__(self, index: int) -> Tile:
+        index, column = divmod(index, len(self.columns))
+        image, row = divmod(index, len(self.rows))
+        return Tile(self.images[image], self.rows[row], self.columns[column])

@@ -8,7 +8,7 @@ writes; only tiles whose samples reach a window take part in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +19,13 @@ import numpy as np
 from ._arrays import Array
 from ._columns_cpu import col2im, coord_grad, im2col
 from ._parallel import spread
-from ._plan import Plan, Tile
+from ._plan import Parts, Plan, Tile, Tiles
 from ._samples_cpu import Samples, locate
 from ._windows_cpu import Box, Image, Window, owning_boxes, zero_window
 from ._workspace import Workspace
+
+# Tiles are remembered by what they reach in so many runs at most, however many tiles there are.
+MOST_RUNS = 4096
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Pullback:
 
     def _tiles(
         self,
-        tiles: Sequence[Tile],
+        tiles: Iterable[Tile],
         workspace: Workspace,
         images: slice,
         image: Image | None,
@@ -136,32 +139,50 @@ class Pullback:
         gathered, pixels = windows[0].owned(self.grad_x[images])
         np.copyto(pixels, gathered, casting="same_kind")
 
-    def _gather_grad_x(self, images: slice, tiles: Sequence[Tile]) -> None:
+    def _gather_grad_x(self, images: slice, tiles: Tiles) -> None:
         """Fill grad_x window by window, every window on one thread."""
         plan = self.plan
         assert plan.window_cells is not None
+        runs = Parts(0, len(tiles), min(len(tiles), MOST_RUNS))
+        reach = [
+            box
+            for part in spread(partial(self._reach, tiles), runs, self.workspaces)
+            for box in part
+        ]
 
-        def bounds_of(part: Sequence[Tile], workspace: Workspace) -> list[tuple[Tile, Box]]:
-            found = []
-            for tile in part:
-                with workspace.scope():
-                    found.append((tile, self._locate(tile, workspace).bounds))
-            return found
-
-        reach = [pair for part in spread(bounds_of, tiles, self.workspaces) for pair in part]
-
-        def gather(part: Sequence[Box], workspace: Workspace) -> None:
-            for box in part:
+        def gather(boxes: Iterable[Box], workspace: Workspace) -> None:
+            for box in boxes:
                 with workspace.scope():
                     window = self._zero_window(box, images, workspace)
-                    for tile, bounds in reach:
+                    for run, bounds in zip(runs, reach, strict=True):
                         if box.meets(bounds):
-                            with workspace.scope():
-                                grad_columns = self.grad_columns_of(tile, workspace)
-                                col2im(grad_columns, self._locate(tile, workspace), window)
+                            self._scatter(
+                                map(tiles.__getitem__, range(run.start, run.stop)),
+                                window,
+                                workspace,
+                            )
                     self._write_grad_x(images, [window])
 
         spread(gather, owning_boxes(plan.geometry, plan.window_cells), self.workspaces)
+
+    def _reach(self, tiles: Tiles, runs: Iterable[slice], workspace: Workspace) -> list[Box]:
+        """Return for each run of tiles the box that holds what its samples read."""
+        found = []
+        for run in runs:
+            boxes = []
+            for index in range(run.start, run.stop):
+                with workspace.scope():
+                    boxes.append(self._locate(tiles[index], workspace).bounds)
+            found.append(Box.around(boxes))
+        return found
+
+    def _scatter(self, tiles: Iterable[Tile], window: Window, workspace: Workspace) -> None:
+        """Add the samples of some tiles that lie in a window to it."""
+        for tile in tiles:
+            with workspace.scope():
+                samples = self._locate(tile, workspace)
+                if window.box.meets(samples.bounds):
+                    col2im(self.grad_columns_of(tile, workspace), samples, window)
 
 
 def _sum(total: Array | None, part: Array | None) -> Array | None:

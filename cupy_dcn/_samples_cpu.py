@@ -106,7 +106,7 @@ def locate(
     with workspace.scope():
         _add_grid(location, geometry, tile, planar, workspace)
     lowest = [
-        _clip(axis, size)
+        _clip(axis, size, workspace)
         for axis, size in zip(location, (geometry.height, geometry.width), strict=True)
     ]
     cell = workspace.empty(location.shape, location.dtype)
@@ -119,7 +119,7 @@ def locate(
     ordered_mask, finite = None, True
     if mask is not None:
         ordered_mask = workspace.cast(in_order(mask, geometry, tile, 1, planar)[0], dtype)
-        finite = bool(np.isfinite(ordered_mask).all())
+        finite = all_finite(ordered_mask, workspace)
     return Samples(
         geometry, tile, workspace, planar, cell[0], cell[1], fraction[0], fraction[1],
         ordered_mask, finite, bounds,
@@ -151,7 +151,7 @@ def _add_grid(
     location[1] += line.reshape(location.shape[3:])
 
 
-def _clip(location: Array, size: int) -> float:
+def _clip(location: Array, size: int, workspace: Workspace) -> float:
     """Clip locations to [-2, size], NaN and exactly -1 to -2 as well; return the lowest."""
     np.clip(location, -BORDER, size, out=location)
     lowest = float(location.min())
@@ -159,10 +159,17 @@ def _clip(location: Array, size: int) -> float:
         np.fmax(location, -BORDER, out=location)
         lowest = -BORDER
     if lowest <= -1:
-        edge = location == -1
-        if edge.any():
-            location[edge] = lowest = -BORDER
+        with workspace.scope():
+            edge = np.equal(location, -1, out=workspace.empty(location.shape, bool))
+            if edge.any():
+                location[edge] = lowest = -BORDER
     return lowest
+
+
+def all_finite(array: Array, workspace: Workspace) -> bool:
+    """Tell whether there is neither NaN nor infinity."""
+    with workspace.scope():
+        return bool(np.isfinite(array, out=workspace.empty(array.shape, bool)).all())
 
 
 @dataclass

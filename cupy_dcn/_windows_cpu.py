@@ -6,7 +6,7 @@ zeros on every side, so that corners outside the image are read like any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,6 +32,12 @@ class Box(NamedTuple):
     bottom: int
     left: int
     right: int
+
+    @classmethod
+    def around(cls, boxes: Iterable[Box]) -> Box:
+        """Return the smallest box that holds all of some boxes."""
+        tops, bottoms, lefts, rights = zip(*boxes, strict=True)
+        return cls(min(tops), max(bottoms), min(lefts), max(rights))
 
     def meets(self, other: Box) -> bool:
         """Tell whether the two share a cell."""

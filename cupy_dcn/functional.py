@@ -157,7 +157,7 @@ def deform_conv2d(
     shift = None if call.bias is None else call.bias.astype(dtype, copy=False)
     shared, workspaces = plan.allocate()
 
-    def convolve(tiles: Sequence[Tile], workspace: Workspace, image: Image) -> None:
+    def convolve(tiles: Iterable[Tile], workspace: Workspace, image: Image) -> None:
         for tile in tiles:
             with workspace.scope():
                 samples = locate(call.offset, call.mask, geometry, tile, dtype, workspace)
@@ -219,7 +219,7 @@ def deform_conv2d_backward(
         are worked for.
     workspace_bytes : int, optional
         Bound of temporary memory, 64 MiB by default; besides it the call takes three copies of
-        the weight (one more a thread) and 1 MiB a thread.
+        the weight, two more for every further thread, and 1 MiB a thread.
 
     Returns
     -------
@@ -278,7 +278,7 @@ def deform_conv2d_backward(
     if grads.weight is not None:
         grads.weight[...] = 0 if total is None else _matmul.weight_from_matrix(total, geometry)
     if grads.bias is not None:
-        grads.bias[...] = grad_output.sum(axis=(2, 3), dtype=dtype).sum(axis=0)
+        grads.bias[...] = grad_output.sum(axis=(0, 2, 3), dtype=np.float64)
     return grads
 
 

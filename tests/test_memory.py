@@ -1,0 +1,102 @@
+"""Temporary memory: bounded by workspace_bytes plus a documented rest, measured, not computed.
+
+NumPy reports every array to tracemalloc. What a call may take beside its results is the budget,
+the weight's copies (one; backward three, two more a further thread) and 1 MiB a thread.
+"""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import cupy_dcn
+from cupy_dcn._parallel import thread_count
+
+MIB = 2**20
+
+
+def peak_beside_results(function, *args, **kwargs):
+    """Return the results of a call and its peak of traced memory less those arrays."""
+    tracemalloc.start()
+    try:
+        results = function(*args, **kwargs)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    arrays = results if isinstance(results, tuple) else (results,)
+    return results, peak - sum(array.nbytes for array in arrays if array is not None)
+
+
+def arrays(images, channels, size, out_channels=None, groups=1, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    shape = (images, channels, *size)
+    x = rng.standard_normal(shape, np.float32).astype(dtype)
+    offset = rng.standard_normal((images, 18, *size), np.float32).astype(dtype)
+    offset *= np.array(1.5, dtype)
+    weight = np.ones((out_channels or channels, channels // groups, 3, 3), dtype)
+    mask = np.ones((images, 9, *size), dtype)
+    grad_output = np.ones((images, len(weight), *size), dtype)
+    return x, offset, weight, mask, grad_output
+
+
+def assert_bounded(budget, x, offset, weight, mask, grad_output, groups=1):
+    settings = {"padding": 1, "groups": groups, "mask": mask, "workspace_bytes": budget}
+    limit = (64 * MIB if budget is None else budget) + thread_count() * MIB
+    copy = weight.size * 4
+    y, forward = peak_beside_results(cupy_dcn.deform_conv2d, x, offset, weight, **settings)
+    assert forward <= limit + copy
+    gradients, backward = peak_beside_results(
+        cupy_dcn.deform_conv2d_backward, grad_output, x, offset, weight, **settings
+    )
+    assert backward <= limit + (1 + 2 * thread_count()) * copy
+    return y, gradients
+
+
+@pytest.mark.parametrize("budget", [4 * MIB, 16 * MIB, None])
+@pytest.mark.parametrize(
+    ("images", "channels", "size"),
+    [(1, 64, (32, 32)), (64, 16, (32, 32)), (1, 3, (512, 512)), (2, 32, (128, 128))],
+)
+def test_peak_stays_under_the_budget(images, channels, size, budget):
+    assert_bounded(budget, *arrays(images, channels, size))
+
+
+def test_peak_with_groups():
+    assert_bounded(8 * MIB, *arrays(2, 64, (48, 48), groups=8), groups=8)
+
+
+@pytest.mark.parametrize("channels", [2, 16])
+def test_peak_of_half_precision_images_too_large_to_copy(channels):
+    assert_bounded(2 * MIB, *arrays(1, channels, (256, 256), dtype=np.float16))
+
+
+def test_an_image_of_16_million_pixels_runs_in_the_default_budget():
+    x, offset, weight, _, grad_output = arrays(1, 1, (4096, 4096))
+    offset[...] = 0  # then it is a sum of shifted images, which needs no oracle
+    y, gradients = assert_bounded(None, x, offset, weight, None, grad_output)
+    padded = np.pad(x[0, 0], 1)
+    rows = padded[:-2] + padded[1:-1] + padded[2:]
+    np.testing.assert_allclose(
+        y[0, 0], rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:], atol=2e-5, rtol=0
+    )
+    inside = gradients.x[0, 0, 1:-1, 1:-1]
+    assert (inside == 9).all()
+    corner = np.float64(x[0, 0, :-1, :-1]).sum()  # tap (0, 0) sees all but the last row and column
+    np.testing.assert_allclose(gradients.weight[0, 0, 0, 0], corner, atol=1e-4 * 4096)
+
+
+def test_windows_give_what_whole_images_give():
+    # The same call under a budget that holds the image and under one that holds only windows.
+    x, offset, weight, mask, grad_output = (a.astype(float) for a in arrays(2, 4, (20, 25), 3))
+    offset *= 4
+    settings = {"padding": 1, "mask": mask}
+    y = cupy_dcn.deform_conv2d(x, offset, weight, **settings)
+    gradients = cupy_dcn.deform_conv2d_backward(grad_output, x, offset, weight, **settings)
+    for budget in (20_000, 50_000):
+        small = {**settings, "workspace_bytes": budget}
+        again = cupy_dcn.deform_conv2d(x, offset, weight, **small)
+        np.testing.assert_allclose(again, y, atol=1e-12 * np.abs(y).max())
+        others = cupy_dcn.deform_conv2d_backward(grad_output, x, offset, weight, **small)
+        for one, other in zip(gradients, others, strict=True):
+            if one is not None:
+                np.testing.assert_allclose(other, one, atol=1e-12 * np.abs(one).max())

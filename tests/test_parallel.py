@@ -1,0 +1,109 @@
+"""Threads: the same bits from run to run, calls side by side, and BLAS left as it was."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+import cupy_dcn
+from cupy_dcn import _parallel, _plan
+from cupy_dcn._workspace import Workspace
+
+
+def blas_threads():
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Return arrays and attributes of a call that is cut into several tiles a worker."""
+    monkeypatch.setattr(_plan, "TILE_SAMPLES", 2_000)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 8, 30, 40), np.float32)
+    offset = 2 * rng.standard_normal((2, 36, 30, 40), np.float32)
+    weight = rng.standard_normal((6, 8, 3, 3), np.float32)
+    mask = rng.random((2, 18, 30, 40), np.float32)
+    grad_output = rng.standard_normal((2, 6, 30, 40), np.float32)
+    arrays = {"x": x, "offset": offset, "weight": weight, "mask": mask}
+    return grad_output, arrays | {"padding": 1, "deformable_groups": 2}
+
+
+def run(call):
+    grad_output, keywords = call
+    y = cupy_dcn.deform_conv2d(**keywords)
+    gradients = cupy_dcn.deform_conv2d_backward(grad_output, **keywords)
+    return [y, *(array for array in gradients if array is not None)]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_same_bits_from_run_to_run(call, threads, monkeypatch):
+    monkeypatch.setattr("cupy_dcn.functional.thread_count", lambda: threads)
+    first = run(call)
+    for _ in range(3):
+        for one, again in zip(first, run(call), strict=True):
+            np.testing.assert_array_equal(again, one)
+
+
+def test_threads_agree_with_one(call, monkeypatch):
+    monkeypatch.setattr("cupy_dcn.functional.thread_count", lambda: 1)
+    alone = run(call)
+    for threads in (2, 3, 7):
+        monkeypatch.setattr("cupy_dcn.functional.thread_count", lambda n=threads: n)
+        for one, together in zip(alone, run(call), strict=True):
+            np.testing.assert_allclose(together, one, atol=5e-6 * np.abs(one).max())
+
+
+def test_many_callers_at_once(call, monkeypatch):
+    monkeypatch.setattr("cupy_dcn.functional.thread_count", lambda: 2)
+    expected, before = run(call), blas_threads()
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda _: run(call), range(12)))
+    for arrays in found:
+        for one, other in zip(expected, arrays, strict=True):
+            np.testing.assert_array_equal(other, one)
+    assert blas_threads() == before
+
+
+def test_blas_limits_are_heard_and_restored(call, monkeypatch):
+    with threadpool_limits(1, "blas"):
+        assert _parallel.thread_count() == 1
+    with threadpool_limits(2, "blas"):
+        assert _parallel.thread_count() == 2
+        run(call)
+        assert set(blas_threads()) == {2}
+
+        def fail(tiles, workspace):
+            assert set(blas_threads()) == {1}
+            raise RuntimeError("half-way")
+
+        workspaces = [Workspace.of(64), Workspace.of(64)]
+        with pytest.raises(RuntimeError, match="half-way"):
+            _parallel.spread(fail, [1, 2, 3], workspaces)
+        assert set(blas_threads()) == {2}
+
+
+def test_one_thread_without_threadpoolctl(monkeypatch):
+    monkeypatch.setattr(_parallel, "_controller", lambda: None)
+    assert _parallel.thread_count() == 1
+
+
+def test_parts_of_the_work_depend_on_counts_alone():
+    workspaces = [Workspace.of(64) for _ in range(3)]
+    parts = _parallel.spread(lambda items, _: list(items), range(10), workspaces)
+    assert parts == [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]
+    assert _parallel.spread(lambda items, _: list(items), [], workspaces) == [[]]
+
+
+def test_a_workspace_takes_back_what_a_scope_handed_out():
+    workspace = Workspace.of(1024)
+    first = workspace.empty(4, np.float32)
+    with workspace.scope():
+        inside = workspace.zeros((2, 3), np.float64)
+        assert not np.shares_memory(first, inside)
+        assert inside.ctypes.data % 64 == 0
+    again = workspace.empty((2, 3), np.float64)
+    assert again.ctypes.data == inside.ctypes.data
+    too_large = workspace.empty(4096, np.float32)  # helped out by NumPy
+    assert too_large.shape == (4096,)
+    assert not np.shares_memory(too_large, workspace._block)

@@ -1,0 +1,109 @@
+"""im2col, col2im and the coordinate gradient alone, and the layout of offsets."""
+
+import numpy as np
+import pytest
+from cases import CASES, assert_close, budgets
+
+import cupy_dcn
+from cupy_dcn import _oracle, _sparse_cpu
+
+
+def stage_arguments(case, dtype=np.float64):
+    x, offset, _, _, mask, _ = case.arrays(dtype)
+    attributes = {k: v for k, v in case.attributes.items() if k != "groups"}
+    columns = _oracle.im2col(x, offset, *case.sampling, case.groups, mask)
+    grad_columns = np.random.default_rng(3).standard_normal(columns.shape).astype(dtype)
+    return x, offset, mask, attributes, columns, grad_columns
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_im2col_matches_the_oracle(case):
+    x, offset, mask, attributes, columns, _ = stage_arguments(case)
+    arguments = (x, offset, case.kernel)
+    keywords = {**attributes, "groups": case.groups, "mask": mask}
+    for workspace in budgets(cupy_dcn.deform_im2col, *arguments, **keywords):
+        ours = cupy_dcn.deform_im2col(*arguments, **keywords, workspace_bytes=workspace)
+        assert ours.flags.c_contiguous
+        assert_close(ours, columns, 1e-13)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_derivatives_match_the_oracle(case):
+    x, offset, mask, attributes, _, grad_columns = stage_arguments(case)
+    expected = _oracle.backward_of_im2col(grad_columns, x, offset, *case.sampling, mask)
+    scatter = (grad_columns, offset, case.size, case.kernel)
+    differentiate = (grad_columns, x, offset, case.kernel)
+    keywords = {**attributes, "mask": mask}
+    for workspace in budgets(cupy_dcn.deform_col2im, *scatter, **keywords):
+        keywords["workspace_bytes"] = workspace
+        assert_close(cupy_dcn.deform_col2im(*scatter, **keywords), expected[0], 1e-13)
+        grad_offset, grad_mask = cupy_dcn.deform_coord_grad(*differentiate, **keywords)
+        assert_close(grad_offset, expected[1], 1e-13)
+        if mask is None:
+            assert grad_mask is None
+        else:
+            assert_close(grad_mask, expected[2], 1e-13)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_col2im_is_the_adjoint_of_im2col(case):
+    x, offset, mask, attributes, _, grad_columns = stage_arguments(case)
+    columns = cupy_dcn.deform_im2col(
+        x, offset, case.kernel, **attributes, groups=case.groups, mask=mask
+    )
+    grad_x = cupy_dcn.deform_col2im(
+        grad_columns, offset, case.size, case.kernel, **attributes, mask=mask
+    )
+    np.testing.assert_allclose(np.vdot(columns, grad_columns), np.vdot(x, grad_x), rtol=1e-12)
+
+
+@pytest.mark.parametrize("case", [CASES[1], CASES[5], CASES[8]], ids=str)
+def test_scipys_public_products_give_the_same(case, monkeypatch):
+    x, offset, mask, attributes, columns, grad_columns = stage_arguments(case)
+    expected = _oracle.backward_of_im2col(grad_columns, x, offset, *case.sampling, mask)
+    monkeypatch.setattr(_sparse_cpu, "_routines", None)
+    keywords = {**attributes, "mask": mask}
+    ours = cupy_dcn.deform_im2col(x, offset, case.kernel, **keywords, groups=case.groups)
+    assert_close(ours, columns, 1e-13)
+    grad_x = cupy_dcn.deform_col2im(grad_columns, offset, case.size, case.kernel, **keywords)
+    assert_close(grad_x, expected[0], 1e-13)
+
+
+@pytest.mark.parametrize("channels", [1, 8])
+def test_coordinates_longer_than_float32_can_number(channels):
+    # Beyond 2^24 float32 cannot tell neighbouring pixels apart: locations go over to float64.
+    width = 2**24 + 6
+    x = np.zeros((1, channels, 1, width), np.float32)
+    x[..., -3:] = [1, 2, 4]
+    offset = np.full((1, 2, 1, 2), 0.5, np.float32)
+    offset[0, 0] = 0
+    columns = cupy_dcn.deform_im2col(x, offset, 1, stride=(1, width - 3))
+    assert columns.shape == (1, 1, 2, 1, channels)
+    np.testing.assert_array_equal(columns[0, 0, 1, 0], np.full(channels, 1.5))
+
+
+def test_offsets_pack_and_unpack():
+    rng = np.random.default_rng(0)
+    dy, dx = rng.random((2, 2, 18, 4, 5))
+    offset = cupy_dcn.pack_offset(dy, dx)
+    for g in range(2):
+        for k in range(9):
+            np.testing.assert_array_equal(offset[:, g * 18 + 2 * k], dy[:, g * 9 + k])
+            np.testing.assert_array_equal(offset[:, g * 18 + 2 * k + 1], dx[:, g * 9 + k])
+    again = cupy_dcn.unpack_offset(offset)
+    np.testing.assert_array_equal(again[0], dy)
+    np.testing.assert_array_equal(again[1], dx)
+    assert all(np.shares_memory(part, offset) for part in again)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_sampling_grid_is_where_the_oracle_samples(case):
+    x, offset, *_ = case.arrays()
+    py, px = cupy_dcn.sampling_grid(offset, case.kernel, case.stride, case.padding, case.dilation)
+    taps = case.kernel[0] * case.kernel[1]
+    count = 0
+    for n, g, k, y, xx, y_at, x_at, _ in _oracle.samples(x, offset, *case.sampling, None):
+        assert py[n, g * taps + k, y, xx] == pytest.approx(y_at, rel=1e-15)
+        assert px[n, g * taps + k, y, xx] == pytest.approx(x_at, rel=1e-15)
+        count += 1
+    assert count == py.size == px.size
