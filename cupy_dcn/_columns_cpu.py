@@ -21,6 +21,7 @@ import numpy as np
 from ._arrays import Array
 from ._samples_cpu import Corners, Samples, all_finite
 from ._windows_cpu import Image, Window
+from ._workspace import Workspace
 
 # Corner dot products gather so much at a time, to stay in the second-level cache.
 BLOCK_BYTES = 2**18
@@ -31,31 +32,79 @@ VECDOT_CHANNELS = 48
 def im2col(image: Image, samples: Samples) -> Array:
     """Return the tile's columns: mask * the bilinear mean of the four corners."""
     columns = samples.workspace.zeros(samples.columns_shape, samples.dtype)
-    add = _add_planes if samples.planar else _add_rows
+    add = _gather_planes if samples.planar else _gather_rows
     for window in image.windows(samples.tile.images, samples.bounds, samples.workspace):
-        add(columns, window, samples)
+        add(window, samples, columns, None, None)
     if not samples.mask_is_finite:
         times_mask(columns, samples)
     return columns
 
 
-def _add_rows(columns: Array, window: Window, samples: Samples) -> None:
+def _gather_rows(
+    window: Window,
+    samples: Samples,
+    columns: Array | None,
+    grad_columns: Array | None,
+    dots: Array | None,
+) -> None:
+    """Add what a window holds to the columns, and to the corner dot products with a gradient."""
     corners, channels = samples.corners(window), samples.geometry.deformable_channels
     rows = window.values.reshape(-1, channels)[corners.lowest :]
-    corners.matrix.add_product(rows[: corners.span], columns.reshape(-1, channels))
+    if columns is not None:
+        corners.matrix.add_product(rows[: corners.span], columns.reshape(-1, channels))
+    if grad_columns is not None and dots is not None:
+        _add_row_dots(rows, corners, grad_columns.reshape(-1, channels), dots, samples.workspace)
 
 
-def _add_planes(columns: Array, window: Window, samples: Samples) -> None:
-    by_group, corners = _by_group(columns, samples), samples.corners(window)
-    weights, index = corners.weights, corners.gather
-    with samples.workspace.scope():
-        value = samples.workspace.empty(index.size, columns.dtype)
-        for channel in range(by_group.shape[1]):
-            into = by_group[:, channel]
+def _add_row_dots(
+    rows: Array, corners: Corners, grad: Array, dots: Array, workspace: Workspace
+) -> None:
+    channels = grad.shape[1]
+    block = min(max(BLOCK_BYTES // (channels * grad.itemsize), 1), len(grad))
+    with workspace.scope():
+        gathered = workspace.empty((block, channels), grad.dtype)
+        dot = workspace.empty(block, grad.dtype)
+        for first in range(0, len(grad), block):
+            part = slice(first, min(first + block, len(grad)))
+            index = corners.index[part].astype(np.intp)
+            values, sums = gathered[: index.size], dot[: index.size]
+            for corner, step in enumerate(corners.steps):
+                rows[step:].take(index, axis=0, out=values, mode="clip")
+                _row_dots(values, grad[part], sums)
+                dots[corner, part] += sums
+
+
+def _row_dots(a: Array, b: Array, out: Array) -> None:
+    """Write the dot product of each row of a with the same row of b."""
+    if a.shape[1] >= VECDOT_CHANNELS and hasattr(np, "vecdot"):
+        np.vecdot(a, b, out=out)
+    else:
+        np.einsum("sc,sc->s", a, b, out=out)
+
+
+def _gather_planes(
+    window: Window,
+    samples: Samples,
+    columns: Array | None,
+    grad_columns: Array | None,
+    dots: Array | None,
+) -> None:
+    """Do as ``_gather_rows``, plane by plane; each value is gathered once for both."""
+    corners, workspace = samples.corners(window), samples.workspace
+    index, weights = corners.gather, None if columns is None else corners.weights
+    with workspace.scope():
+        value, product = workspace.empty((2, index.size), samples.dtype)
+        for channel in range(samples.geometry.deformable_channels):
             for corner, plane in enumerate(_planes(window, corners, channel)):
                 plane.take(index, out=value, mode="clip")
-                value *= weights[corner]
-                into += value.reshape(into.shape)
+                if columns is not None and weights is not None:
+                    np.multiply(value, weights[corner], out=product)
+                    into = _by_group(columns, samples)[:, channel]
+                    into += product.reshape(into.shape)
+                if grad_columns is not None and dots is not None:
+                    grad = _by_group(grad_columns, samples)[:, channel]
+                    np.multiply(value.reshape(grad.shape), grad, out=product.reshape(grad.shape))
+                    dots[corner] += product
 
 
 def _planes(window: Window, corners: Corners, channel: int) -> Iterator[Array]:
@@ -103,16 +152,21 @@ def col2im(grad_columns: Array, samples: Samples, grad_window: Window) -> None:
         matrix.add_transposed_product(grad, flat[start : start + corners.span])
 
 
-def coord_grad(grad_columns: Array, image: Image, samples: Samples) -> tuple[Array, Array, Array]:
+def coord_grad(
+    grad_columns: Array, image: Image, samples: Samples, columns: Array | None = None
+) -> tuple[Array, Array, Array]:
     """Return the gradients of dy, dx and the mask, in the order of the samples.
 
     With s_ab = sum over channels of grad_columns * corner ab: the derivative of a bilinear mean.
+    ``columns`` of zeros, if given, receive what ``im2col`` returns, from the same pass.
     """
     workspace = samples.workspace
     dots = workspace.zeros((4, samples.row.size), samples.dtype)
-    add_dots = _add_dots_planes if samples.planar else _add_dots_rows
+    gather = _gather_planes if samples.planar else _gather_rows
     for window in image.windows(samples.tile.images, samples.bounds, workspace):
-        add_dots(dots, grad_columns, window, samples)
+        gather(window, samples, columns, grad_columns, dots)
+    if columns is not None and not samples.mask_is_finite:
+        times_mask(columns, samples)
     low_y, low_x = samples.fraction_y.reshape(-1), samples.fraction_x.reshape(-1)
     by_y, by_x, above, below, product = workspace.empty((5, low_y.size), samples.dtype)
     _mix(dots[0], dots[1], low_x, above, product)
@@ -139,43 +193,3 @@ def _mix(low: Array, high: Array, fraction: Array, out: Array, product: Array) -
     out *= low
     np.multiply(fraction, high, out=product)
     out += product
-
-
-def _add_dots_rows(dots: Array, grad_columns: Array, window: Window, samples: Samples) -> None:
-    corners, channels = samples.corners(window), samples.geometry.deformable_channels
-    grad = grad_columns.reshape(-1, channels)
-    rows = window.values.reshape(-1, channels)[corners.lowest :]
-    block = min(max(BLOCK_BYTES // (channels * grad.itemsize), 1), len(grad))
-    with samples.workspace.scope():
-        gathered = samples.workspace.empty((block, channels), grad.dtype)
-        dot = samples.workspace.empty(block, grad.dtype)
-        for first in range(0, len(grad), block):
-            part = slice(first, min(first + block, len(grad)))
-            index = corners.index[part].astype(np.intp)
-            values, sums = gathered[: index.size], dot[: index.size]
-            for corner, step in enumerate(corners.steps):
-                rows[step:].take(index, axis=0, out=values, mode="clip")
-                _row_dots(values, grad[part], sums)
-                dots[corner, part] += sums
-
-
-def _row_dots(a: Array, b: Array, out: Array) -> None:
-    """Write the dot product of each row of a with the same row of b."""
-    if a.shape[1] >= VECDOT_CHANNELS and hasattr(np, "vecdot"):
-        np.vecdot(a, b, out=out)
-    else:
-        np.einsum("sc,sc->s", a, b, out=out)
-
-
-def _add_dots_planes(dots: Array, grad_columns: Array, window: Window, samples: Samples) -> None:
-    by_group, corners = _by_group(grad_columns, samples), samples.corners(window)
-    index = corners.gather
-    with samples.workspace.scope():
-        value = samples.workspace.empty(index.size, dots.dtype)
-        for channel in range(by_group.shape[1]):
-            grad = by_group[:, channel]
-            for corner, plane in enumerate(_planes(window, corners, channel)):
-                plane.take(index, out=value, mode="clip")
-                by_grad = value.reshape(grad.shape)
-                by_grad *= grad
-                dots[corner] += value

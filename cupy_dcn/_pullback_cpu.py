@@ -111,16 +111,21 @@ class Pullback:
     ) -> Array | None:
         """Add one tile to ``window``, write its coordinate gradients, return its grad_weight."""
         samples = self._locate(tile, workspace)
-        grad_weight = None
-        if self.grad_weight_of is not None and image is not None:
-            grad_weight = self.grad_weight_of(tile, im2col(image, samples), workspace)
-        if window is not None or self._wants_coordinates:
+        columns = None
+        if self._wants_coordinates or window is not None:
             grad_columns = self.grad_columns_of(tile, workspace)
             if self._wants_coordinates and image is not None:
-                self._write_coordinates(samples, coord_grad(grad_columns, image, samples))
+                if self.grad_weight_of is not None:
+                    columns = workspace.zeros(samples.columns_shape, samples.dtype)
+                gradients = coord_grad(grad_columns, image, samples, columns)
+                self._write_coordinates(samples, gradients)
             if window is not None:
                 col2im(grad_columns, samples, window.of_images(tile.images, images.start))
-        return grad_weight
+        if self.grad_weight_of is None or image is None:
+            return None
+        if columns is None:
+            columns = im2col(image, samples)
+        return self.grad_weight_of(tile, columns, workspace)
 
     def _write_coordinates(self, samples: Samples, gradients: tuple[Array, Array, Array]) -> None:
         by_y, by_x, by_mask = gradients
