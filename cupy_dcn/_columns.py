@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 
 from ._arguments import (
+    check_column_groups,
     check_grad_columns,
     check_mask,
     check_offset,
     check_workspace,
-    geometry_of,
-    pair,
     require_dtype,
 )
 from ._arrays import Array, compute_dtype, require_array
+from ._attributes import geometry_of, pair
 from ._columns_cpu import im2col
 from ._geometry import Geometry
 from ._parallel import spread, thread_count
@@ -171,7 +171,10 @@ def deform_col2im(
     images, groups, _, _, channels = grad_columns.shape
     shape = (images, groups * channels, *pair("image_size", image_size, 1))
     kernel = pair("kernel_size", kernel_size, 1)
-    geometry = geometry_of(shape, kernel, stride, padding, dilation, deformable_groups, groups)
+    check_column_groups(grad_columns, groups * channels)
+    geometry = geometry_of(
+        shape, kernel, stride, padding, dilation, deformable_groups, groups, "grad_columns"
+    )
     check_grad_columns(grad_columns, geometry)
     grad_x = np.empty(shape, grad_columns.dtype)
     pullback = _pullback(grad_columns, None, offset, mask, geometry, workspace_bytes)
@@ -232,6 +235,7 @@ def deform_coord_grad(
     x = require_array("x", x, "(N, C_in, H, W)")
     grad_columns = require_array("grad_columns", grad_columns, COLUMNS_AXES)
     require_dtype("grad_columns", grad_columns, x)
+    check_column_groups(grad_columns, x.shape[1])
     kernel = pair("kernel_size", kernel_size, 1)
     geometry = geometry_of(
         x.shape, kernel, stride, padding, dilation, deformable_groups, grad_columns.shape[1]
@@ -253,8 +257,9 @@ def _pullback(
     workspace_bytes: int | None,
 ) -> partial[Pullback]:
     """Check offset and mask and prepare the backward from given columns."""
-    offset = check_offset(offset, geometry, grad_columns.dtype)
-    mask = None if mask is None else check_mask(mask, geometry, grad_columns.dtype)
+    like = grad_columns.dtype, "grad_columns"
+    offset = check_offset(offset, geometry, *like)
+    mask = None if mask is None else check_mask(mask, geometry, *like)
     dtype = compute_dtype(grad_columns.dtype)
     plan = _plan(geometry, dtype, workspace_bytes, backward=True)
 

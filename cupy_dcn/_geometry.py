@@ -62,3 +62,13 @@ class Geometry:
     def deformable_channels(self) -> int:
         """C_in / DG: the channels that share one set of offsets."""
         return self.channels // self.deformable_groups
+
+    @property
+    def farthest(self) -> int:
+        """The largest whole number there is in computing a location, offsets apart."""
+        return max(
+            self.height + self.pad_top + self.dilation_y * self.kernel_height,
+            self.width + self.pad_left + self.dilation_x * self.kernel_width,
+            self.out_height * self.stride_y,
+            self.out_width * self.stride_x,
+        )

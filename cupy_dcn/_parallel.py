@@ -7,6 +7,7 @@ threads says how many ours are, so OMP_NUM_THREADS and the like mean what they a
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import itertools
 import threading
@@ -81,8 +82,9 @@ def spread(
 ) -> list[Result]:
     """Return ``[work(part, workspace), ...]``: a contiguous part of the items a workspace.
 
-    Each runs on a thread of its own. Which items make a part depends on the counts alone, never
-    on timing, so sums over parts are the same bits from run to run.
+    Each runs on a thread of its own, in the caller's context (``numpy.errstate``). Which items
+    make a part depends on the counts alone, never on timing, so sums over parts are the same bits
+    from run to run.
     """
     workers = max(min(len(workspaces), len(items)), 1)
     edges = [len(items) * part // workers for part in range(workers + 1)]
@@ -91,7 +93,7 @@ def spread(
         return [work(parts[0], workspaces[0])]
     with _blas_held(), ThreadPoolExecutor(workers - 1, "cupy_dcn") as pool:
         others = [
-            pool.submit(work, part, workspace)
+            pool.submit(contextvars.copy_context().run, work, part, workspace)
             for part, workspace in zip(parts[1:], workspaces[1:workers], strict=True)
         ]
         return [work(parts[0], workspaces[0]), *(other.result() for other in others)]

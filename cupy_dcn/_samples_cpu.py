@@ -98,8 +98,8 @@ def locate(
 ) -> Samples:
     """Return where the tile's output pixels sample, py = y*stride - pad + i*dilation + dy."""
     planar = is_planar(geometry)
-    # float32 can't number the pixels of a longer axis; beside it the cost of float64 is small.
-    exact = max(geometry.height, geometry.width) < WINDOW_CELLS
+    # float32 can't count farther; beside such an axis the cost of float64 is small.
+    exact = geometry.farthest < WINDOW_CELLS
     location = workspace.cast(
         in_order(offset, geometry, tile, 2, planar), dtype if exact else np.float64
     )

@@ -236,7 +236,9 @@ def deform_conv2d_backward(
     -----
     At whole-numbered locations the coordinate gradients are right-hand derivatives. Outside the
     open box (-1, H) x (-1, W), on its border and for NaN or infinite offsets, all gradients of a
-    sample are 0. The same call on the same number of threads gives the same bits every time.
+    sample are 0. Where grad_output or weight is infinite, a gradient that the formulas make
+    infinite may be NaN: it is computed from four dot products, one a corner. The same call on the
+    same number of threads gives the same bits every time.
 
     Examples
     --------

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ._arguments import integer_sides, pair
 from ._arrays import Array, compute_dtype, require_array
+from ._attributes import integer_sides, pair
 
 
 def pack_offset(dy: Array, dx: Array) -> Array:

@@ -89,6 +89,17 @@ def test_one_thread_without_threadpoolctl(monkeypatch):
     assert _parallel.thread_count() == 1
 
 
+@pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="errstate is a thread's")
+def test_threads_heed_the_callers_errstate(call, monkeypatch):
+    monkeypatch.setattr("cupy_dcn.functional.thread_count", lambda: 2)
+    arrays = {k: v.astype(np.float16) if hasattr(v, "astype") else v for k, v in call[1].items()}
+    arrays["weight"] *= np.float16(2e4)  # the output overflows float16
+    with np.errstate(over="ignore"):
+        assert np.isinf(cupy_dcn.deform_conv2d(**arrays)).any()
+    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+        cupy_dcn.deform_conv2d(**arrays)
+
+
 def test_parts_of_the_work_depend_on_counts_alone():
     workspaces = [Workspace.of(64) for _ in range(3)]
     parts = _parallel.spread(lambda items, _: list(items), range(10), workspaces)

@@ -82,6 +82,17 @@ def test_coordinates_longer_than_float32_can_number(channels):
     np.testing.assert_array_equal(columns[0, 0, 1, 0], np.full(channels, 1.5))
 
 
+@pytest.mark.parametrize("channels", [1, 8])
+def test_padding_farther_than_float32_can_number(channels):
+    # Padding and dilation cancel for the tap in the middle; float32 loses the pixel between them.
+    far = 2**25
+    x = np.random.default_rng(0).standard_normal((1, channels, 4, 4), np.float32)
+    offset = np.zeros((1, 18, 4, 4), np.float32)
+    columns = cupy_dcn.deform_im2col(x, offset, 3, padding=far, dilation=far)
+    np.testing.assert_array_equal(columns[0, 0, :, 4].T.reshape(x[0].shape), x[0])
+    assert not columns[0, 0, :, [0, 1, 2, 3, 5, 6, 7, 8]].any()
+
+
 def test_offsets_pack_and_unpack():
     rng = np.random.default_rng(0)
     dy, dx = rng.random((2, 2, 18, 4, 5))

@@ -1,0 +1,178 @@
+"""Stage 1, the attributes: ints and pairs of ints, padding, and the geometry that they imply."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+
+from ._arrays import describe
+from ._geometry import Geometry, output_size, same_padding
+
+MOST = 2**31 - 1  # so that products of two of them are 64-bit integers
+PAIR_FORMS = "an int or two ints (vertical, horizontal)"
+PADDING_FORMS = "an int, (vertical, horizontal) or (top, bottom, left, right)"
+HINTS = {
+    "stride": "a stride of 1 takes every position",
+    "dilation": "a dilation of 1 is an ordinary kernel",
+    "padding": "to crop, slice x before the call",
+    "groups": "1 means no grouping",
+    "deformable_groups": "1 shares the offsets among all channels",
+    "kernel_size": "a 1x1 kernel is the smallest",
+    "image_size": "it is the (H, W) of x",
+    "workspace_bytes": "None takes the default of 64 MiB",
+}
+
+
+def geometry_of(
+    x_shape: tuple[int, ...],
+    kernel: tuple[int, int],
+    stride: object,
+    padding: object,
+    dilation: object,
+    deformable_groups: object,
+    groups: object,
+    owner: str = "x",
+) -> Geometry:
+    """Return the geometry of sampling an x of shape (N, C_in, H, W).
+
+    ``owner`` names the argument that the channels were read from.
+    """
+    images, channels, height, width = x_shape
+    for letter, length in zip(("C_in", "H", "W"), x_shape[1:], strict=True):
+        if length == 0:
+            raise ValueError(
+                f"{owner} has {letter} = 0, expected N, C_in, H and W = {x_shape} to be at least"
+                " 1; only the batch N may be empty"
+            )
+    size = (height, width)
+    strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
+    pads = padding_sides(padding, size, kernel, strides, dilations)
+    counts = [
+        _group_count(name, value, channels, owner)
+        for name, value in (("groups", groups), ("deformable_groups", deformable_groups))
+    ]
+    out = [
+        _output_length(
+            name, size[axis], pads[2 * axis : 2 * axis + 2], kernel[axis], strides[axis],
+            dilations[axis],
+        )
+        for axis, name in enumerate(("height", "width"))
+    ]  # fmt: skip
+    return Geometry(
+        images, channels, height, width, *kernel, out[0], out[1], *strides, pads[0], pads[2],
+        *dilations, counts[0], counts[1],
+    )  # fmt: skip
+
+
+def _group_count(name: str, value: object, channels: int, owner: str) -> int:
+    count = integer(name, value, 1)
+    if channels % count:
+        raise ValueError(
+            f"{owner} has {_counted(channels, 'channel')}, expected a multiple of {name} ="
+            f" {count}; every group takes C_in/{name} channels"
+        )
+    return count
+
+
+def _output_length(
+    name: str, size: int, pads: tuple[int, ...], kernel: int, stride: int, dilation: int
+) -> int:
+    length = output_size(size, sum(pads), kernel, stride, dilation)
+    if length < 1:
+        reach = dilation * (kernel - 1) + 1
+        raise ValueError(
+            f"the kernel's {name} dilation*(kernel - 1) + 1 = {reach} is larger than the padded"
+            f" input's, {size} + {pads[0]} + {pads[1]} = {size + sum(pads)}; the output would be"
+            " empty: add padding"
+        )
+    return length
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def is_integer(value: object) -> bool:
+    """Tell an int; NumPy's are ints, bools and floats are not."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def integer(name: str, value: object, least: int, most: int = MOST) -> int:
+    """Return an int between two bounds."""
+    if not is_integer(value):
+        raise TypeError(f"{name} must be an int, got {came(value)}; {HINTS[name]}")
+    number = operator.index(value)  # type: ignore[arg-type]
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}; {HINTS[name]}")
+    if number > most:
+        raise ValueError(f"{name} must be at most {most}, got {number}; {HINTS[name]}")
+    return number
+
+
+def came(value: object) -> str:
+    """Name what came instead of a number or a tuple, in a few characters."""
+    text = f"an array of {describe(value)}" if isinstance(value, np.ndarray) else repr(value)
+    return text if len(text) <= 60 else f"a {type(value).__name__}"
+
+
+def pair(name: str, value: object, least: int) -> tuple[int, int]:
+    """Return (vertical, horizontal) from an int or two ints."""
+    values = _integers(name, value, least, (2,), PAIR_FORMS, HINTS[name])
+    return values[0], values[-1]
+
+
+def padding_sides(
+    padding: object,
+    size: Sequence[int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[int, int, int, int]:
+    """Return (top, bottom, left, right) from any of the forms that padding may take."""
+    if not isinstance(padding, str):
+        return integer_sides(padding, "'SAME' and 'VALID' are known as well")
+    if padding.upper() == "VALID":
+        return 0, 0, 0, 0
+    if padding.upper() != "SAME":
+        raise ValueError(
+            f"padding must be {PADDING_FORMS}, 'SAME' or 'VALID', got {padding!r};"
+            " 'SAME' gives ceil(size/stride) outputs"
+        )
+    vertical = same_padding(size[0], kernel[0], stride[0], dilation[0])
+    horizontal = same_padding(size[1], kernel[1], stride[1], dilation[1])
+    return *vertical, *horizontal
+
+
+def integer_sides(padding: object, hint: str) -> tuple[int, int, int, int]:
+    """Return (top, bottom, left, right) from padding in numbers."""
+    sides = _integers("padding", padding, 0, (2, 4), PADDING_FORMS, hint)
+    if len(sides) == 4:
+        return sides[0], sides[1], sides[2], sides[3]
+    return sides[0], sides[0], sides[-1], sides[-1]
+
+
+def _integers(
+    name: str, value: object, least: int, lengths: tuple[int, ...], forms: str, hint: str
+) -> list[int]:
+    """Return the ints of an attribute given as one int (a list of one) or a tuple of them."""
+    values = list(value) if isinstance(value, (tuple, list)) else [value]
+    if not all(is_integer(one) for one in values):
+        raise TypeError(f"{name} must be {forms}, got {came(value)}; {hint}")
+    if isinstance(value, (tuple, list)) and len(values) not in lengths:
+        raise ValueError(
+            f"{name} has {_counted(len(values), 'value')}, expected {forms}, got {came(value)};"
+            f" {hint}"
+        )
+    return [integer(name, one, least) for one in values]
+
+
+def kernel_pair(kernel: tuple[int, ...], source: str) -> tuple[int, int]:
+    """Return (KH, KW) from the weight's last two axes; a kernel has at least one tap."""
+    if min(kernel) < 1:
+        raise ValueError(
+            f"{source}: a kernel of {kernel[0]}x{kernel[1]}, expected KH and KW of at least 1;"
+            " a 1x1 kernel is the smallest"
+        )
+    return kernel[0], kernel[1]
