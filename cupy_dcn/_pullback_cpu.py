@@ -48,6 +48,8 @@ class Pullback:
     def run(self) -> Array | None:
         """Fill the gradients; return the sum of ``grad_weight_of`` over all tiles."""
         plan = self.plan
+        if self.grad_weight_of is None and self.grad_x is None and not self._wants_coordinates:
+            return None
         scatter = self.grad_x is not None and plan.holds_whole
         grad_weight: Array | None = None
         for images in plan.image_groups():
