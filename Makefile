@@ -38,6 +38,7 @@ bench: $(VENV)-bench/.ready ## time the CPU path beside its peers (installs PyTo
 
 figures: $(VENV)-demo/.ready ## draw the pictures of the documentation again
 	$(DEMOS) docs/figures.py
+	$(DEMOS) -m cupy_dcn demo -o docs/demo.jpg
 
 clean: ## remove the virtual environments, the caches and the demo's picture
 	rm -rf $(VENV) $(VENV)-demo $(VENV)-bench build dist $(DEMO)

@@ -1,0 +1,245 @@
+"""What to paste into a bug report, and a quick check that this machine gets the numbers right."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+import cupy_dcn
+
+from . import _oracle as _loops
+from ._arrays import Array
+from ._parallel import thread_count
+
+_oracle: Any = _loops  # it has no type hints
+
+OPTIONAL = ("ml_dtypes", "matplotlib", "tqdm", "threadpoolctl")
+# The largest error allowed, as a share of the largest value; for the half types that is twice the
+# rounding of a result.
+LIMITS = {"float64": 1e-12, "float32": 5e-6, "float16": 1e-3, "bfloat16": 8e-3}
+
+
+def info() -> None:
+    """Print the versions of everything involved, one a line."""
+    lines = {
+        "cupy_dcn": cupy_dcn.__version__,
+        "Python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "platform": platform.platform(),
+        "NumPy": np.__version__,
+        "SciPy": _version("scipy"),
+        **{name: _version(name) for name in OPTIONAL},
+        "CuPy": _cupy(),
+        "BLAS": _blas(),
+        "threads": str(thread_count()),
+    }
+    for name, value in lines.items():
+        print(f"{name:14} {value}")
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        found = importlib.util.find_spec(distribution) is not None
+        return "present, version unknown" if found else "not installed"
+
+
+def _cupy() -> str:
+    """Name every wheel that brings a ``cupy``: two in one environment break each other."""
+    wheels = importlib.metadata.packages_distributions().get("cupy", [])
+    return ", ".join(f"{name} {_version(name)}" for name in sorted(set(wheels))) or "not installed"
+
+
+def _blas() -> str:
+    """Name the BLAS libraries of this process, which only threadpoolctl can tell."""
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return "unknown without threadpoolctl: pip install 'cupy_dcn[threads]'"
+    libraries = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    names = (f"{each['internal_api']} {each['version'] or ''}".strip() for each in libraries)
+    return ", ".join(dict.fromkeys(names)) or "none that threadpoolctl knows"
+
+
+def selftest() -> bool:
+    """Compare every stage with plain loops in float64 and print a table.
+
+    An error is the largest difference as a share of the largest value, over all results of all
+    cases.
+
+    Returns
+    -------
+    bool
+        Whether every error is within its limit.
+    """
+    print(f"{'stage':24}{'dtype':10}{'error':>8}{'limit':>9}  ok")
+    all_agree = True
+    for dtype in _dtypes():
+        cases = [_make_case(dtype, *sizes) for sizes in _SIZES]
+        for name, results in _STAGES.items():
+            error, trouble = _largest_error(results, cases)
+            agrees = error <= LIMITS[dtype.name]  # false for a NaN
+            all_agree &= agrees
+            verdict = "yes" if agrees else f"NO {trouble}".rstrip()
+            print(f"{name:24}{dtype.name:10}{error:8.1e}{LIMITS[dtype.name]:9.1e}  {verdict}")
+    print("all agree" if all_agree else "SOME DISAGREE: please report this table and the info")
+    return all_agree
+
+
+def _dtypes() -> list[np.dtype[Any]]:
+    dtypes: list[np.dtype[Any]] = [np.dtype(f"float{bits}") for bits in (64, 32, 16)]
+    if importlib.util.find_spec("ml_dtypes") is not None:
+        import ml_dtypes
+
+        dtypes.append(np.dtype(ml_dtypes.bfloat16))
+    return dtypes
+
+
+class _Arrays(NamedTuple):
+    x: Array
+    offset: Array
+    weight: Array
+    bias: Array
+    mask: Array | None
+    grad_output: Array
+    grad_columns: Array
+
+    def astype(self, dtype: DTypeLike) -> _Arrays:
+        return _Arrays(*(None if each is None else each.astype(dtype) for each in self))  # type: ignore[arg-type]
+
+
+class _Case(NamedTuple):
+    """One call: its arrays, the same values in float64 for the loops, and its attributes."""
+
+    arrays: _Arrays
+    exact: _Arrays
+    kernel: tuple[int, int]
+    sides: dict[str, Any]  # stride, padding, dilation, deformable_groups
+    groups: int
+
+
+# x's shape, C_out, kernel, stride, padding on four sides, dilation, deformable_groups, groups, mask
+_SIZES = (
+    ((2, 1, 5, 6), 2, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, 1, False),
+    ((1, 3, 6, 5), 2, (2, 3), (1, 1), (0, 1, 2, 0), (1, 1), 1, 1, True),
+    ((2, 8, 5, 4), 4, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, 2, True),
+    ((1, 8, 7, 6), 4, (3, 2), (2, 1), (1, 2, 1, 0), (1, 2), 2, 4, True),
+    ((1, 6, 6, 6), 3, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 3, 3, False),
+)
+
+
+def _make_case(
+    dtype: np.dtype[Any], shape: tuple[int, int, int, int], out_channels: int,
+    kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int, int, int],
+    dilation: tuple[int, int], deformable_groups: int, groups: int, masked: bool,
+) -> _Case:  # fmt: skip
+    """Draw the arrays of a case; samples leave the image, and one location is not a number."""
+    draw = np.random.default_rng(shape[1]).normal
+    taps, per_group = kernel[0] * kernel[1], shape[1] // groups
+    out = _oracle.output_shape(np.empty(shape), kernel, stride, padding, dilation)
+    arrays = _Arrays(
+        x=draw(size=shape),
+        offset=draw(size=(shape[0], 2 * deformable_groups * taps, *out), scale=1.5),
+        weight=draw(size=(out_channels, per_group, *kernel)),
+        bias=draw(size=out_channels),
+        mask=draw(size=(shape[0], deformable_groups * taps, *out)) if masked else None,
+        grad_output=draw(size=(shape[0], out_channels, *out)),
+        grad_columns=draw(size=(shape[0], groups, out[0] * out[1], taps, per_group)),
+    ).astype(dtype)
+    arrays.offset[0, 0, 0, 0] = np.nan
+    sides = {
+        "stride": stride, "padding": padding, "dilation": dilation,
+        "deformable_groups": deformable_groups,
+    }  # fmt: skip
+    return _Case(arrays, arrays.astype(np.float64), kernel, sides, groups)
+
+
+Results = Sequence[Any]  # arrays, or None for what a case without a mask has not
+
+
+def _im2col(case: _Case) -> tuple[Results, Results]:
+    ours, exact, kernel, sides, groups = case
+    columns = cupy_dcn.deform_im2col(
+        ours.x, ours.offset, kernel, **sides, groups=groups, mask=ours.mask
+    )
+    return [columns], [
+        _oracle.im2col(exact.x, exact.offset, kernel, **sides, groups=groups, mask=exact.mask)
+    ]
+
+
+def _col2im(case: _Case) -> tuple[Results, Results]:
+    ours, _, kernel, sides, _ = case
+    size = ours.x.shape[2:]
+    grad_x = cupy_dcn.deform_col2im(
+        ours.grad_columns, ours.offset, size, kernel, **sides, mask=ours.mask
+    )
+    return [grad_x], _backward_of_im2col(case)[:1]
+
+
+def _coord_grad(case: _Case) -> tuple[Results, Results]:
+    ours, _, kernel, sides, _ = case
+    grads = cupy_dcn.deform_coord_grad(
+        ours.grad_columns, ours.x, ours.offset, kernel, **sides, mask=ours.mask
+    )
+    return grads, _backward_of_im2col(case)[1:]
+
+
+def _backward_of_im2col(case: _Case) -> list[Any]:
+    _, exact, kernel, sides, _ = case
+    grad_x, grad_offset, grad_mask = _oracle.backward_of_im2col(
+        exact.grad_columns, exact.x, exact.offset, kernel, **sides, mask=exact.mask
+    )
+    return [grad_x, grad_offset, None if exact.mask is None else grad_mask]
+
+
+def _deform_conv2d(case: _Case) -> tuple[Results, Results]:
+    ours, exact, _, sides, groups = case
+    output = cupy_dcn.deform_conv2d(*ours[:4], **sides, groups=groups, mask=ours.mask)
+    return [output], [_oracle.forward(*exact[:4], **sides, groups=groups, mask=exact.mask)]
+
+
+def _deform_conv2d_backward(case: _Case) -> tuple[Results, Results]:
+    ours, exact, _, sides, groups = case
+    grads = cupy_dcn.deform_conv2d_backward(
+        ours.grad_output, *ours[:4], **sides, groups=groups, mask=ours.mask
+    )
+    *others, grad_mask = _oracle.backward(
+        exact.grad_output, *exact[:3], **sides, groups=groups, mask=exact.mask
+    )
+    return grads, [*others, None if exact.mask is None else grad_mask]
+
+
+_STAGES = {
+    "deform_im2col": _im2col,
+    "deform_col2im": _col2im,
+    "deform_coord_grad": _coord_grad,
+    "deform_conv2d": _deform_conv2d,
+    "deform_conv2d_backward": _deform_conv2d_backward,
+}
+
+
+def _largest_error(
+    stage: Callable[[_Case], tuple[Results, Results]], cases: Sequence[_Case]
+) -> tuple[float, str]:
+    """Return the largest error of a stage, infinite with a reason where it can't be computed."""
+    errors = [0.0]
+    for case in cases:
+        try:
+            ours, expected = stage(case)
+        except Exception as error:  # whatever breaks on this machine belongs in the table
+            return np.inf, f"{type(error).__name__}: {error}"
+        for result, exact in zip(ours, expected, strict=True):
+            if (result is None) != (exact is None):
+                return np.inf, "a result is missing or was not asked for"
+            if exact is None:
+                continue
+            if result.shape != exact.shape or result.dtype != case.arrays.x.dtype:
+                return np.inf, f"a result is {result.dtype} {result.shape}, due {exact.shape}"
+            errors.append(np.abs(result.astype(np.float64) - exact).max() / np.abs(exact).max())
+    return float(np.max(errors)), ""  # a NaN among them is the largest
