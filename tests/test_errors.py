@@ -1,0 +1,601 @@
+"""Every error message: a correct call, spoiled in one way, ends in it and leaves no trace.
+
+A row of ``CASES`` names what is wrong, the type of the error, what its message must say, and the
+arguments that spoil the correct call. The sizes of that call are all different, so that a number
+in a message says which size was meant. A row runs on every function that takes its arguments.
+The last tests hold the table itself: it reaches every ``raise`` and spoils every argument.
+"""
+
+import ast
+import inspect
+import re
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cases import least_workspace
+
+import cupy_dcn
+
+# x (N, C_in, H, W), a 3x2 kernel, groups 2, deformable_groups 3, stride (2, 1), padding (1, 0)
+X, WEIGHT, BIAS, OUT = (2, 6, 7, 8), (4, 3, 3, 2), (4,), (2, 4, 4, 7)
+OFFSET, MASK = (2, 2 * 3 * 6, 4, 7), (2, 3 * 6, 4, 7)
+COLUMNS = (2, 2, 4 * 7, 6, 3)
+SHAPES = {
+    "x": X, "offset": OFFSET, "weight": WEIGHT, "bias": BIAS, "mask": MASK, "out": OUT,
+    "grad_output": OUT, "grad_columns": COLUMNS, "dy": MASK, "dx": MASK,
+}  # fmt: skip
+ATTRIBUTES = {
+    "stride": (2, 1), "padding": (1, 0), "dilation": 1, "deformable_groups": 3, "groups": 2,
+    "kernel_size": (3, 2), "image_size": (7, 8), "needs": ("x", "weight"), "workspace_bytes": None,
+    "name": None,
+}  # fmt: skip
+CONVOLUTIONS = ("deform_conv2d", "deform_conv2d_backward")
+STAGES = ("deform_im2col", "deform_col2im", "deform_coord_grad")
+FUNCTIONS = (*CONVOLUTIONS, *STAGES, "pack_offset", "unpack_offset", "sampling_grid")
+FLOATS = {
+    "float64": np.float64, "float32": np.float32, "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+}  # fmt: skip
+
+
+def takes(function):
+    return set(inspect.signature(getattr(cupy_dcn, function)).parameters)
+
+
+def array(shape, dtype=np.float32):
+    """Numbers that are all different, positive, and exact in every dtype tested here."""
+    return (np.arange(np.prod(shape, dtype=int)) % 199).reshape(shape).astype(dtype)
+
+
+def correct(function, dtype=np.float32):
+    """The keyword arguments of a call that works."""
+    arrays = {name: array(shape, dtype) for name, shape in SHAPES.items()}
+    return {name: {**arrays, **ATTRIBUTES}[name] for name in sorted(takes(function))}
+
+
+class Case(NamedTuple):
+    label: str
+    error: type
+    parts: tuple[str, ...]
+    changes: dict
+    dtype: type
+    functions: tuple[str, ...]
+
+
+def wrong(label, error, *parts, only=FUNCTIONS, dtype=np.float32, **changes):
+    """A row of the table; it runs on those of ``only`` that take all of the changed arguments."""
+    functions = tuple(function for function in only if takes(function) >= set(changes))
+    assert functions, f"no function takes all of {sorted(changes)}"
+    return Case(label, error, parts, changes, dtype, functions)
+
+
+def misaligned(shape, dtype=np.float32):
+    """An array that starts one byte after a multiple of its item size."""
+    view = np.zeros(np.prod(shape) * np.dtype(dtype).itemsize + 1, np.uint8)[1:].view(dtype)
+    assert not view.flags.aligned
+    return view.reshape(shape)
+
+
+def sharing(name):
+    """``out`` and an input that begin at the same byte."""
+    size, out_size = np.prod(SHAPES[name]), np.prod(OUT)
+    buffer = array(max(size, out_size))
+    return {name: buffer[:size].reshape(SHAPES[name]), "out": buffer[:out_size].reshape(OUT)}
+
+
+AXES = {
+    "x": "(N, C_in, H, W)",
+    "offset": "(N, 2*deformable_groups*KH*KW, OH, OW)",
+    "weight": "(C_out, C_in/groups, KH, KW)",
+    "bias": "(C_out,)",
+    "mask": "(N, deformable_groups*KH*KW, OH, OW)",
+    "out": "(N, C_out, OH, OW)",
+    "grad_output": "(N, C_out, OH, OW)",
+    "grad_columns": "(N, groups, OH*OW, KH*KW, C_in/groups)",
+    "dy": "(N, deformable_groups*KH*KW, OH, OW)",
+    "dx": "(N, deformable_groups*KH*KW, OH, OW)",
+}
+OUTPUT_FORMULA = "floor((size + padding - (dilation*(kernel - 1) + 1)) / stride) + 1"
+NAMES = ("x", "offset", "weight", "bias", "mask")
+OPTIONAL = ("bias", "mask", "out")  # may be None
+NO_ARRAYS = {"list": [[1.0]], "numpy.float32": np.float32(1), "None": None}
+UNSUPPORTED = {"int64": np.int64, "complex64": np.complex64, "object": object, ">f4": ">f4"}
+# With whom offset and mask must agree: the array of the call that is sampled, or its columns.
+OWNERS = {"x": (*CONVOLUTIONS, *STAGES[:1]), "grad_columns": STAGES[1:]}
+
+NOT_AN_ARRAY = [
+    *(
+        wrong(f"{name} is {came}", TypeError, f"{name} must be a NumPy array {axes}, got {came};",
+              "numpy.asarray(...) converts lists and CPU tensors", **{name: value})
+        for name, axes in AXES.items()
+        for came, value in NO_ARRAYS.items()
+        if name != "out" and (value is not None or name not in OPTIONAL)
+    ),
+    *(
+        wrong(f"{name} is masked", TypeError, f"{name} must be a plain NumPy array {axes}, got a"
+              " masked array; fill its holes first with .filled(value)",
+              **{name: np.ma.array(array(SHAPES[name]))})
+        for name, axes in AXES.items()
+    ),
+    *(
+        wrong(f"{name} with {rank} axes", ValueError, f"{name} has {rank} dimensions (shape"
+              f" {shape}), expected {len(SHAPES[name])}: {axes}; add or drop axes with reshape",
+              **{name: array(shape)})
+        for name, axes in AXES.items()
+        for shape in (SHAPES[name][1:], (1, *SHAPES[name]))
+        for rank in [len(shape)]
+    ),
+]  # fmt: skip
+
+DTYPES = [
+    *(
+        wrong(f"{name} is {came}", TypeError, f"{name} has dtype {came}, expected float64, float32,"
+              f" float16 or bfloat16 in native byte order; convert it with {name}.astype("
+              "numpy.float32)", **{name: np.zeros(SHAPES[name], dtype)})
+        for name in AXES
+        if name != "out"
+        for came, dtype in UNSUPPORTED.items()
+    ),
+    *(
+        wrong(f"{name} {came} beside {due}", TypeError, f"{name} has dtype {came}, expected"
+              f" {owner}'s dtype {due}{also}; convert it with {name}.astype({owner}.dtype)",
+              only=functions, dtype=FLOATS[due], **{name: array(SHAPES[name], FLOATS[came])})
+        for owner, functions, names in (
+            ("x", CONVOLUTIONS, ("offset", "weight", "bias", "mask", "grad_output")),
+            ("x", STAGES[:1], ("offset", "mask")),
+            ("x", STAGES[2:], ("grad_columns",)),
+            ("grad_columns", STAGES[1:], ("offset", "mask")),
+        )
+        for name in names
+        for came, due in (
+            ("float64", "float32"), ("float32", "float64"), ("float16", "float32"),
+            ("float64", "float16"), ("bfloat16", "float16"), ("float32", "bfloat16"),
+        )
+        # Beside half precision only offset and mask may be float32.
+        for also in [" or float32" * (name in ("offset", "mask") and due.endswith("16"))]
+        if came not in also
+    ),
+]  # fmt: skip
+
+SIZES = [
+    *(
+        wrong(f"x without {letter}", ValueError, f"x has {letter} = 0", f"{shape}", "at least 1;",
+              "only the batch N may be empty", x=array(shape))
+        for letter, shape in {"C_in": (2, 0, 7, 8), "H": (2, 6, 0, 8), "W": (2, 6, 7, 0)}.items()
+    ),
+    wrong("columns without C_in", ValueError, "grad_columns has C_in = 0", "at least 1;",
+          "only the batch N may be empty", only=STAGES[1:2],
+          grad_columns=array((2, 2, 28, 6, 0))),
+    *(
+        wrong(f"kernel of {size}", ValueError, f"weight has shape {shape}: a kernel of {size},"
+              " expected KH and KW of at least 1; a 1x1 kernel is the smallest",
+              weight=array(shape))
+        for size, shape in {"0x2": (4, 3, 0, 2), "3x0": (4, 3, 3, 0)}.items()
+    ),
+    *(
+        wrong(f"{name} with a batch of {images}", ValueError, f"{name} has a batch of {images},"
+              f" expected {owner}'s batch N = 2; every image has its own", only=functions,
+              **{name: array((images, *SHAPES[name][1:]))})
+        for owner, functions in OWNERS.items()
+        for name in ("offset", "mask")
+        for images in (0, 1, 3)
+    ),
+    *(
+        wrong(f"{name} with {came} channels", ValueError, f"{name} has {came} channels, expected"
+              f" {formula}deformable_groups*KH*KW = {due} (deformable_groups=3, kernel 3x2);"
+              f" {hint}", only=(*CONVOLUTIONS, *STAGES), **{name: array((2, came, 4, 7))})
+        for name, formula, due, hint in (
+            ("offset", "2*", 36, "offsets are (dy, dx) pairs per tap"),
+            ("mask", "", 18, "a mask has one factor per tap"),
+        )
+        for came in (0, due // 3, due + 1, 2 * due)
+    ),
+    # 27 // 9 == 3 and 27 // 18 == 1: a check that divides and rounds down lets both through.
+    wrong("offset with 27 channels of 18", ValueError, "offset has 27 channels,",
+          "2*deformable_groups*KH*KW = 18 (deformable_groups=1, kernel 3x3);",
+          weight=array((4, 3, 3, 3)), deformable_groups=1, offset=array((2, 27, 4, 6))),
+    wrong("mask with 27 channels of 9", ValueError, "mask has 27 channels,",
+          "deformable_groups*KH*KW = 9 (deformable_groups=1, kernel 3x3);",
+          weight=array((4, 3, 3, 3)), deformable_groups=1, offset=array((2, 18, 4, 6)),
+          mask=array((2, 27, 4, 6))),
+    *(
+        wrong(f"{name} of size {came}", ValueError, f"{name} has a size of {came},",
+              f"expected the output's OH x OW = 4x7, each {OUTPUT_FORMULA}; check stride, padding"
+              " and dilation", only=(*CONVOLUTIONS, *STAGES),
+              **{name: array((*SHAPES[name][:2], *size))})
+        for name in ("offset", "mask")
+        for came, size in {"3x7": (3, 7), "4x8": (4, 8), "7x4": (7, 4), "0x7": (0, 7)}.items()
+    ),
+    *(
+        wrong(f"{attribute} {value} changes the size", ValueError, "offset has a size of 4x7,",
+              f"expected the output's OH x OW = {due},", only=OWNERS["x"], **{attribute: value})
+        for attribute, value, due in (
+            ("stride", 1, "7x7"), ("padding", 1, "4x9"), ("padding", (1, 2, 3, 5), "4x15"),
+            ("padding", "SAME", "4x8"), ("padding", "same", "4x8"), ("padding", "VALID", "3x7"),
+            ("padding", "valid", "3x7"), ("dilation", (2, 3), "3x5"),
+        )
+    ),
+    *(
+        wrong(f"C_in not a multiple of {name} = {count}", ValueError, f"{owner} has 6 channels,"
+              f" expected a multiple of {name} = {count}; every group takes C_in/{name} channels",
+              only=functions, **{name: count})
+        for name in ("deformable_groups", "groups")
+        for count in (4, 12)
+        for owner, functions in (("x", (*OWNERS["x"], *STAGES[2:])), ("grad_columns", STAGES[1:2]))
+        if name == "deformable_groups" or owner == "x"
+    ),
+    wrong("one channel in two groups", ValueError, "x has 1 channel, expected a multiple of groups"
+          " = 2; every group", x=array((2, 1, 7, 8)), groups=2),
+    *(
+        wrong(f"{came} output channels in {groups} groups", ValueError, f"weight has {came} output"
+              f" channels, expected a positive multiple of groups = {groups}; every group makes"
+              " C_out/groups of them", groups=groups, weight=array((came, 6 // groups, 3, 2)))
+        for came, groups in ((0, 2), (4, 3))
+    ),
+    *(
+        wrong(f"weight with {came} input channels", ValueError, f"weight has {came} input channels,"
+              " expected C_in/groups = 6/2 = 3; its shape is (C_out, C_in/groups, KH, KW)",
+              weight=array((4, came, 3, 2)))
+        for came in (0, 2, 6)
+    ),
+    *(
+        wrong(f"bias of shape {shape}", ValueError, f"bias has shape {shape}, expected (C_out,) ="
+              " (4,); one number per output channel, None for no bias", bias=array(shape))
+        for shape in ((1,), (8,), (0,))
+    ),
+    *(
+        wrong(f"kernel {name} larger than the {padded}", ValueError, f"the kernel's {name}"
+              f" dilation*(kernel - 1) + 1 = {reach} is larger than the padded input's, {padded};",
+              "the output would be empty: add padding", only=(*CONVOLUTIONS, *STAGES), **changes)
+        for name, reach, padded, changes in (
+            ("height", 11, "7 + 1 + 1 = 9", {"dilation": (5, 1)}),
+            ("width", 10, "8 + 0 + 0 = 8", {"dilation": (1, 9)}),
+            ("width", 14, "8 + 2 + 3 = 13", {"dilation": (1, 13), "padding": [1, 1, 2, 3]}),
+            ("height", 9, "7 + 0 + 0 = 7", {"dilation": 4, "padding": "VALID"}),
+        )
+    ),
+    wrong("kernel larger than the input, from its weight", ValueError, "the kernel's height"
+          " dilation*(kernel - 1) + 1 = 10 is larger", weight=array((4, 3, 10, 2))),
+    wrong("kernel larger than the input, from its size", ValueError, "the kernel's width"
+          " dilation*(kernel - 1) + 1 = 9 is larger", only=STAGES, kernel_size=(3, 9)),
+]  # fmt: skip
+
+# What is no int: shown in the message as written here.
+NOT_AN_INT = {
+    "True": True, repr(np.True_): np.True_, "1.0": 1.0, "'1'": "1",
+    repr(np.float32(1)): np.float32(1), "an array of shape (2,), dtype int64": np.ones(2, np.int64),
+    "an array of shape (), dtype int64": np.array(1, np.int64), "a bytes": bytes(61),
+}  # fmt: skip
+NOT_INTS = {
+    **NOT_AN_INT, "None": None, "{1, 2}": {1, 2}, "(2, True)": (2, True), "[1.0, 2]": [1.0, 2],
+    "(2, None)": (2, None), "(2, (1, 1))": (2, (1, 1)), "('1', 1)": ("1", 1),
+    "a tuple": (1, "1" * 60),
+}  # fmt: skip
+PADDING_FORMS = "an int, (vertical, horizontal) or (top, bottom, left, right)"
+HINTS = {
+    "stride": "a stride of 1 takes every position",
+    "dilation": "a dilation of 1 is an ordinary kernel",
+    "kernel_size": "a 1x1 kernel is the smallest",
+    "image_size": "it is the (H, W) of x",
+    "padding": "to crop, slice x before the call",
+    "deformable_groups": "1 shares the offsets among all channels",
+    "groups": "1 means no grouping",
+    "workspace_bytes": "None takes the default of 64 MiB",
+}
+PAIRS, COUNTS = list(HINTS)[:5], list(HINTS)[5:]
+TUPLES = [
+    *((name, "an int or two ints (vertical, horizontal)", HINTS[name], FUNCTIONS)
+      for name in PAIRS[:4]),
+    ("padding", PADDING_FORMS, "'SAME' and 'VALID' are known as well", (*CONVOLUTIONS, *STAGES)),
+    ("padding", PADDING_FORMS, "'SAME' depends on the image: give numbers", ("sampling_grid",)),
+]  # fmt: skip
+
+INTEGERS = [
+    *(
+        wrong(f"{name} = {came}", TypeError, f"{name} must be {forms}, got {came}; {hint}",
+              only=functions, **{name: value})
+        for name, forms, hint, functions in TUPLES
+        for came, value in NOT_INTS.items()
+        if not (name == "padding" and isinstance(value, str))
+    ),
+    *(
+        wrong(f"{name} = {value}", ValueError, f"{name} has {came}, expected {forms}, got {value};"
+              f" {hint}", only=functions, **{name: value})
+        for name, forms, hint, functions in TUPLES
+        for came, value in {
+            "0 values": (), "1 value": (1,), "3 values": (1, 1, 1), "5 values": [1] * 5
+        }.items()
+    ),
+    wrong("padding in words without an image", TypeError, f"padding must be {PADDING_FORMS}, got"
+          " 'SAME'; 'SAME' depends on the image: give numbers", only=("sampling_grid",),
+          padding="SAME"),
+    *(
+        wrong(f"padding = {value!r}", ValueError, f"padding must be {PADDING_FORMS}, 'SAME' or"
+              f" 'VALID', got {value!r}; 'SAME' gives ceil(size/stride) outputs",
+              only=(*CONVOLUTIONS, *STAGES), padding=value)
+        for value in ("1", "", "SAME ")
+    ),
+    *(
+        wrong(f"{name} = {came}", TypeError, f"{name} must be an int, got {came}; {HINTS[name]}",
+              **{name: value})
+        for name in COUNTS
+        for came, value in {**NOT_AN_INT, "(1,)": (1,), "None": None}.items()
+        if value is not None or name != "workspace_bytes"
+    ),
+    *(
+        wrong(f"{name} = {value}", ValueError, f"{name} must be at least {least}, got {came};"
+              f" {hint}", **{name: value})
+        for name, hint in HINTS.items()
+        for least in [int(name != "padding")]
+        for came, value in {
+            least - 1: least - 1, -3: np.int8(-3), -2: [1, -2], -4: (-4, 1), -5: (1, 1, -5, 1)
+        }.items()
+        if np.ndim(value) == 0 or (name in PAIRS and (name == "padding" or len(value) == 2))
+    ),
+    *(
+        wrong(f"{name} = {value}", ValueError, f"{name} must be at most {most}, got {came};",
+              **{name: value})
+        for name in HINTS
+        for most in [2**63 - 1 if name == "workspace_bytes" else 2**31 - 1]
+        for came, value in {
+            most + 1: most + 1, 2**63: np.uint64(2**63), 2**40: (1, 2**40)
+        }.items()
+        if np.ndim(value) == 0 or name in PAIRS
+    ),
+]  # fmt: skip
+
+RESULTS = [
+    *(
+        wrong(f"out is {came} beside {due}", TypeError, f"out must be a NumPy array of x's"
+              f" dtype {due}, got {came}; numpy.empty((2, 4, 4, 7), x.dtype) fits",
+              dtype=FLOATS[due], out=out)
+        for came, due, out in (
+            *((came, "float32", value) for came, value in NO_ARRAYS.items() if value is not None),
+            *((f"shape {OUT}, dtype {came}", due, np.zeros(OUT, {**FLOATS, **UNSUPPORTED}[came]))
+              for came, due in (
+                  *((name, "float32") for name in UNSUPPORTED), ("float64", "float32"),
+                  ("float32", "float64"), ("float32", "bfloat16"), ("float16", "bfloat16"),
+              )),
+        )
+    ),
+    *(
+        wrong(f"out of shape {shape}", ValueError, f"out has shape {shape}, expected"
+              f" (N, C_out, OH, OW) = (2, 4, 4, 7), OH and OW being {OUTPUT_FORMULA};"
+              " numpy.empty((2, 4, 4, 7), x.dtype) fits", out=array(shape))
+        for shape in ((1, 4, 4, 7), (2, 1, 4, 7), (2, 4, 7, 4), (2, 4, 4, 8))
+    ),
+    *(
+        wrong(f"out {label}", ValueError, "out must be C-contiguous, aligned and writeable, got"
+              f" strides {out.strides} for shape (2, 4, 4, 7), aligned={out.flags.aligned},"
+              f" writeable={out.flags.writeable};",
+              "pass a whole array and copy the result into the view", out=out)
+        for label, out in {
+            "in Fortran order": np.asfortranarray(array(OUT)),
+            "with strides": array((2, 4, 4, 14))[..., ::2],
+            "reversed": array(OUT)[:, ::-1],
+            "read-only": np.frombuffer(bytes(4 * np.prod(OUT)), np.float32).reshape(OUT),
+            "misaligned": misaligned(OUT),
+        }.items()
+    ),
+    *(
+        wrong(f"out overlaps {name}", ValueError, f"out shares memory with {name}, expected memory"
+              " of its own;", "while its inputs are still read", **sharing(name))
+        for name in ("x", "offset", "weight", "bias", "mask")
+    ),
+    *(
+        wrong(f"grad_output of shape {shape}", ValueError, f"grad_output has shape {shape},"
+              " expected the output's (N, C_out, OH, OW) = (2, 4, 4, 7), OH and OW being"
+              f" {OUTPUT_FORMULA}; it is the gradient of what deform_conv2d returns",
+              grad_output=array(shape))
+        for shape in ((1, 4, 4, 7), (2, 1, 4, 7), (2, 4, 7, 4), (2, 4, 1, 1))
+    ),
+    *(
+        wrong(f"needs = {came}", TypeError, f"needs must be a tuple of names among {NAMES}, got"
+              f" {came}; a single one is written needs=('x',)", needs=value)
+        for came, value in {"'x'": "x", "''": "", "None": None, "1": 1, "True": True}.items()
+    ),
+    *(
+        wrong(f"needs has {came}", ValueError, f"needs has {came}, expected names among {NAMES};",
+              "arguments of deform_conv2d", needs=value)
+        for came, value in {
+            "'y'": ("x", "y"), "'X'": ["X"], "'grad_x'": {"grad_x"}, "None": (None,), "0": (0,),
+            "['x']": (["x"],), "''": ("",), "a str": ("x" * 59,),
+            f"an array of shape {X}, dtype float32": (array(X),),
+        }.items()
+    ),
+    *(
+        wrong(f"columns in {groups} groups", ValueError, f"grad_columns has {groups} groups (shape"
+              f" (2, {groups}, 28, 6, 3)), expected at least 1", hint, only=functions,
+              grad_columns=array((2, groups, 28, 6, 3)))
+        for groups, functions, hint in (
+            (0, STAGES[1:], "its axes are (N, groups, OH*OW, KH*KW, C_in/groups)"),
+            (4, STAGES[2:], "that divide C_in = 6; its axes are (N, groups,"),
+        )
+    ),
+    *(
+        wrong(f"grad_columns of shape {shape}", ValueError, f"grad_columns has shape {shape},"
+              f" expected (N, groups, OH*OW, KH*KW, C_in/groups) = {expected}; it is the gradient"
+              " of what deform_im2col returns", only=functions, grad_columns=array(shape))
+        for shape, expected, functions in (
+            ((2, 2, 27, 6, 3), COLUMNS, STAGES[1:]), ((2, 2, 28, 5, 3), COLUMNS, STAGES[1:]),
+            ((2, 2, 6, 28, 3), COLUMNS, STAGES[1:]), ((1, 2, 28, 6, 3), COLUMNS, STAGES[2:]),
+            ((2, 2, 28, 6, 2), COLUMNS, STAGES[2:]),
+            ((2, 3, 28, 6, 3), (2, 3, 28, 6, 2), STAGES[2:]),
+            ((2, 1, 28, 6, 3), (2, 1, 28, 6, 6), STAGES[2:]),
+        )
+    ),
+    *(
+        wrong(f"grad_columns beside {name} = {value}", ValueError, f"grad_columns has shape"
+              f" {COLUMNS}, expected (N, groups, OH*OW, KH*KW, C_in/groups) = {due};",
+              only=STAGES[1:], **{name: value})
+        for name, value, due in (
+            ("kernel_size", 3, (2, 2, 24, 9, 3)), ("image_size", 7, (2, 2, 24, 6, 3)),
+        )
+    ),
+    wrong("workspace_bytes = 100", ValueError, "workspace_bytes is 100, expected at least",
+          ": twice the larger of one output pixel's columns and one window of x (6 channels, 6"
+          " taps); None takes the default of 64 MiB", workspace_bytes=100),
+]  # fmt: skip
+
+LAYOUT = [
+    wrong("dx of another dtype", TypeError, "dx has dtype float64, expected dy's dtype float32;",
+          "convert it with dx.astype(dy.dtype)", dx=array(MASK, np.float64)),
+    wrong("dx of another shape", ValueError, "dx has shape (2, 18, 4, 1), expected dy's shape",
+          "(N, deformable_groups*KH*KW, OH, OW) = (2, 18, 4, 7);",
+          "numpy.broadcast_to makes one from a constant", dx=array((2, 18, 4, 1))),
+    wrong("offset with an odd number of channels", ValueError, "offset has 37 channels, expected"
+          " 2*deformable_groups*KH*KW, an even number;", "offsets are (dy, dx) pairs per tap",
+          only=("unpack_offset", "sampling_grid"), offset=array((2, 37, 4, 7))),
+    *(
+        wrong(f"offset with {came} channels", ValueError, f"offset has {came} channels, expected a"
+              " multiple of 2*KH*KW = 12 (kernel 3x2); offsets are (dy, dx) pairs per tap",
+              only=("sampling_grid",), offset=array((2, came, 4, 7)))
+        for came in (0, 6, 38)
+    ),
+]  # fmt: skip
+
+CASES = [*NOT_AN_ARRAY, *DTYPES, *SIZES, *INTEGERS, *RESULTS, *LAYOUT]
+
+
+def failing(case, function):
+    """Make a wrong call; return its error, having checked that it left everything as it was."""
+    arguments = {**correct(function, case.dtype), **case.changes}
+    arrays = {name: np.asarray(a) for name, a in arguments.items() if isinstance(a, np.ndarray)}
+    before = {name: a.tobytes() for name, a in arrays.items()}
+    with pytest.raises((TypeError, ValueError)) as caught:
+        getattr(cupy_dcn, function)(**arguments)
+    for name, a in arrays.items():
+        assert a.tobytes() == before[name], f"{name} was written to before the error"
+    return caught.value
+
+
+RUNS = [(case, function) for case in CASES for function in case.functions]
+
+
+@pytest.mark.parametrize(
+    ("case", "function"), RUNS, ids=[f"{function}-{case.label}" for case, function in RUNS]
+)
+def test_message(case, function):
+    error = failing(case, function)
+    assert type(error) is case.error, f"{type(error).__name__}: {error}"
+    text = str(error)
+    for part in case.parts:
+        assert part in text, f"the message lacks {part!r}: {text}"
+    expected, _, hint = text.rpartition("; ")
+    assert re.search("must be|expected|larger than", expected), f"no expectation: {text}"
+    assert re.fullmatch(r"(None|[a-z0-9'(]).*[^.\s]", hint), f"no hint: {text}"
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("dtype", FLOATS.values())
+def test_correct_call_works(function, dtype):
+    # Otherwise a row could find its error for another reason. Here C_out = 4 is no multiple of
+    # deformable_groups = 3, which the operator does not need.
+    result = getattr(cupy_dcn, function)(**correct(function, dtype))
+    results = result if isinstance(result, tuple) else (result,)
+    assert any(isinstance(one, np.ndarray) and one.size for one in results)
+
+
+SAME_CALLS = [
+    ("stride", (2, 1), [2, 1]),
+    ("stride", (2, 1), (np.int64(2), np.uint8(1))),
+    ("padding", (1, 0), [1, 0]),
+    ("padding", (1, 0), (np.int32(1), np.int16(0))),
+    ("padding", (1, 0), (1, 1, 0, 0)),
+    ("padding", (1, 0), [np.int64(1), 1, 0, 0]),
+    ("dilation", 1, np.int64(1)),
+    ("dilation", 1, (1, 1)),
+    ("dilation", 1, [np.uint16(1), 1]),
+    ("deformable_groups", 3, np.int64(3)),
+    ("groups", 2, np.uint8(2)),
+    ("kernel_size", (3, 2), [3, np.int64(2)]),
+    ("image_size", (7, 8), [np.int64(7), 8]),
+    ("needs", ("x", "weight"), ["weight", "x"]),
+    ("needs", ("x", "weight"), {"x": 0, "weight": 1}),
+    ("workspace_bytes", None, 64 * 2**20),
+    ("workspace_bytes", None, np.int64(64 * 2**20)),
+    ("workspace_bytes", None, 2**63 - 1),
+    ("name", None, "anything"),
+    ("name", None, 3),
+]
+
+
+@pytest.mark.parametrize(("name", "plain", "value"), SAME_CALLS, ids=repr)
+def test_accepted(name, plain, value):
+    functions = [function for function in FUNCTIONS if name in takes(function)]
+    assert functions
+    for function in functions:
+        ours, theirs = (
+            getattr(cupy_dcn, function)(**{**correct(function), name: one})
+            for one in (plain, value)
+        )
+        np.testing.assert_equal(ours, theirs)
+
+
+def test_out_beside_an_input_is_no_overlap():
+    size = np.prod(X)
+    buffer = array(size + np.prod(OUT))
+    x, out = buffer[:size].reshape(X), buffer[size:].reshape(OUT)
+    call = correct("deform_conv2d")
+    expected = cupy_dcn.deform_conv2d(**{**call, "x": x.copy()})
+    assert cupy_dcn.deform_conv2d(**{**call, "x": x, "out": out}) is out
+    np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("function", [*CONVOLUTIONS, *STAGES])
+@pytest.mark.parametrize("dtype", FLOATS.values())
+def test_least_workspace(function, dtype):
+    call, arguments = getattr(cupy_dcn, function), correct(function, dtype)
+    del arguments["workspace_bytes"]
+    least = least_workspace(call, **arguments)
+    with pytest.raises(ValueError, match=f"is {least - 1}, expected at least {least}: "):
+        call(**arguments, workspace_bytes=least - 1)
+    assert call(**arguments, workspace_bytes=least) is not None
+
+
+PACKAGE = Path(cupy_dcn.__file__).parent
+
+
+def raise_sites():
+    """Where the functions of the table and the modules behind them raise: {(file, line): last}."""
+    sites = {}
+    for path in (*PACKAGE.glob("_[!_]*.py"), PACKAGE / "functional.py", PACKAGE / "offsets.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise):
+                sites[path.name, node.lineno] = node.end_lineno
+    return sites
+
+
+def test_every_raise_is_reached():
+    sites, reached = raise_sites(), set()
+    for case, function in RUNS:
+        last = traceback.extract_tb(failing(case, function).__traceback__)[-1]
+        file = Path(last.filename)
+        assert file.parent == PACKAGE, f"{case.label} ends outside the library, in {file}"
+        found = {
+            (name, first)
+            for (name, first), end in sites.items()
+            if name == file.name and first <= last.lineno <= end
+        }
+        assert len(found) == 1, f"{case.label} ends at {file.name}:{last.lineno}, which raises not"
+        reached |= found
+    files = {"_arguments.py", "_arrays.py", "_attributes.py", "_plan.py", "offsets.py"}
+    assert files <= {name for name, _ in sites}
+    missing = sorted(f"{name}:{line}" for name, line in set(sites) - reached)
+    assert not missing, f"no row of the table ends at {missing}"
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_every_argument_is_spoiled(function):
+    spoiled = set().union(*(case.changes for case in CASES if function in case.functions))
+    assert takes(function) - {"name"} <= spoiled
+
+
+def test_no_row_is_there_twice():
+    labels = [(case.label, function) for case, function in RUNS]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    assert not twice
