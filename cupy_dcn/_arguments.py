@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ._arrays import Array, describe, is_half, overlaps, require_array
-from ._attributes import came, geometry_of, integer, kernel_pair
+from ._attributes import came, counted, geometry_of, integer, kernel_pair
 from ._geometry import Geometry
 
 DEFAULT_WORKSPACE = 64 * 2**20
@@ -74,13 +74,13 @@ def _check_weight(weight: Array, geometry: Geometry) -> None:
     out_channels, per_group = weight.shape[:2]
     if per_group != geometry.group_channels:
         raise ValueError(
-            f"weight has {per_group} input channels, expected C_in/groups ="
+            f"weight has {counted(per_group, 'input channel')}, expected C_in/groups ="
             f" {geometry.channels}/{geometry.groups} = {geometry.group_channels};"
             " its shape is (C_out, C_in/groups, KH, KW)"
         )
     if out_channels < 1 or out_channels % geometry.groups:
         raise ValueError(
-            f"weight has {out_channels} output channels, expected a positive multiple of"
+            f"weight has {counted(out_channels, 'output channel')}, expected a positive multiple of"
             f" groups = {geometry.groups}; every group makes C_out/groups of them"
         )
 
@@ -125,7 +125,7 @@ def _check_samples(
     expected = each * geometry.deformable_groups * geometry.taps
     if channels != expected:
         raise ValueError(
-            f"{name} has {channels} channels, expected {formula} = {expected}"
+            f"{name} has {counted(channels, 'channel')}, expected {formula} = {expected}"
             f" (deformable_groups={geometry.deformable_groups},"
             f" kernel {geometry.kernel_height}x{geometry.kernel_width}); {hint}"
         )
@@ -179,8 +179,8 @@ def check_column_groups(grad_columns: Array, channels: int) -> None:
     groups = grad_columns.shape[1]
     if groups < 1 or channels % groups:
         raise ValueError(
-            f"grad_columns has {groups} groups (shape {grad_columns.shape}), expected at least 1"
-            f" that divide C_in = {channels}; its axes are"
+            f"grad_columns has {groups} groups (shape {grad_columns.shape}), expected a"
+            f" number of groups that divides C_in = {channels}; its axes are"
             " (N, groups, OH*OW, KH*KW, C_in/groups)"
         )
 
@@ -207,7 +207,8 @@ def check_out(out: object, arguments: Arguments) -> Array:
     expected = out_shape(arguments)
     if not isinstance(out, np.ndarray) or out.dtype != arguments.x.dtype:
         raise TypeError(
-            f"out must be a NumPy array of x's dtype {arguments.x.dtype}, got {describe(out)};"
+            f"out must be a NumPy array of x's dtype {arguments.x.dtype}, got"
+            f" {came(out) if isinstance(out, np.ndarray) else describe(out)};"
             f" numpy.empty({expected}, x.dtype) fits"
         )
     array = require_array("out", out, "(N, C_out, OH, OW)")
@@ -221,7 +222,7 @@ def check_out(out: object, arguments: Arguments) -> Array:
             f"out must be C-contiguous, aligned and writeable, got strides {array.strides} for"
             f" shape {array.shape}, aligned={array.flags.aligned},"
             f" writeable={array.flags.writeable};"
-            " pass a whole array and copy the result into the view"
+            " numpy.empty makes such an array"
         )
     for name in ("x", "offset", "weight", "bias", "mask"):
         source = getattr(arguments, name)
@@ -235,7 +236,7 @@ def check_out(out: object, arguments: Arguments) -> Array:
 
 def check_needs(needs: object) -> frozenset[str]:
     """Check which gradients are asked for."""
-    if isinstance(needs, str) or not isinstance(needs, Iterable):
+    if isinstance(needs, (str, np.ndarray)) or not isinstance(needs, Iterable):
         raise TypeError(
             f"needs must be a tuple of names among {GRADIENTS}, got {came(needs)};"
             " a single one is written needs=('x',)"
@@ -245,7 +246,7 @@ def check_needs(needs: object) -> frozenset[str]:
         if not isinstance(name, str) or name not in GRADIENTS:
             raise ValueError(
                 f"needs has {came(name)}, expected names among {GRADIENTS};"
-                " they are the arguments of deform_conv2d"
+                " they are the array arguments of deform_conv2d"
             )
     return frozenset(names)
 

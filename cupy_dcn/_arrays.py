@@ -41,9 +41,8 @@ def require_array(name: str, value: object, axes: str) -> Array:
         )
     if not is_supported(value.dtype):
         raise TypeError(
-            f"{name} has dtype {value.dtype.str if value.dtype.kind == 'f' else value.dtype},"
-            f" expected {SUPPORTED} in native byte order; convert it with"
-            f" {name}.astype(numpy.float32)"
+            f"{name} has dtype {value.dtype}, expected {SUPPORTED} in native byte order;"
+            f" convert it with {name}.astype(numpy.float32)"
         )
     rank = axes.count(",") + (0 if axes.endswith(",)") else 1)
     if value.ndim != rank:

@@ -43,8 +43,8 @@ def geometry_of(
     for letter, length in zip(("C_in", "H", "W"), x_shape[1:], strict=True):
         if length == 0:
             raise ValueError(
-                f"{owner} has {letter} = 0, expected N, C_in, H and W = {x_shape} to be at least"
-                " 1; only the batch N may be empty"
+                f"{owner} has {letter} = 0 where (N, C_in, H, W) is {x_shape}, expected C_in, H and"
+                " W of at least 1; only the batch N may be empty"
             )
     size = (height, width)
     strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
@@ -70,7 +70,7 @@ def _group_count(name: str, value: object, channels: int, owner: str) -> int:
     count = integer(name, value, 1)
     if channels % count:
         raise ValueError(
-            f"{owner} has {_counted(channels, 'channel')}, expected a multiple of {name} ="
+            f"{owner} has {counted(channels, 'channel')}, expected a multiple of {name} ="
             f" {count}; every group takes C_in/{name} channels"
         )
     return count
@@ -90,7 +90,8 @@ def _output_length(
     return length
 
 
-def _counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """Return "1 channel", "2 channels"."""
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
@@ -107,14 +108,16 @@ def integer(name: str, value: object, least: int, most: int = MOST) -> int:
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}; {HINTS[name]}")
     if number > most:
-        raise ValueError(f"{name} must be at most {most}, got {number}; {HINTS[name]}")
+        raise ValueError(
+            f"{name} must be at most {most}, got {number}; larger ones overflow index arithmetic"
+        )
     return number
 
 
 def came(value: object) -> str:
     """Name what came instead of a number or a tuple, in a few characters."""
     text = f"an array of {describe(value)}" if isinstance(value, np.ndarray) else repr(value)
-    return text if len(text) <= 60 else f"a {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def pair(name: str, value: object, least: int) -> tuple[int, int]:
@@ -162,7 +165,7 @@ def _integers(
         raise TypeError(f"{name} must be {forms}, got {came(value)}; {hint}")
     if isinstance(value, (tuple, list)) and len(values) not in lengths:
         raise ValueError(
-            f"{name} has {_counted(len(values), 'value')}, expected {forms}, got {came(value)};"
+            f"{name} has {counted(len(values), 'value')}, expected {forms}, got {came(value)};"
             f" {hint}"
         )
     return [integer(name, one, least) for one in values]

@@ -88,6 +88,9 @@ def multiply_for_weight(
 ) -> Array:
     """Return grad_weight (G, C_out/G, K*C_in/G) = grad_output @ columns^T."""
     columns = columns_matrix(columns, geometry, workspace)
+    if is_planar(geometry):  # transposed it is twice as fast (8 x 75: 67 against 31 GFLOP/s)
+        transposed: Array = np.matmul(columns, grad_output.transpose(0, 2, 1))
+        return transposed.transpose(0, 2, 1)
     grad_weight: Array = np.matmul(grad_output, columns.transpose(0, 2, 1))
     return grad_weight
 

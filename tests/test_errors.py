@@ -268,12 +268,12 @@ SIZES = [
 NOT_AN_INT = {
     "True": True, repr(np.True_): np.True_, "1.0": 1.0, "'1'": "1",
     repr(np.float32(1)): np.float32(1), "an array of shape (2,), dtype int64": np.ones(2, np.int64),
-    "an array of shape (), dtype int64": np.array(1, np.int64), "a bytes": bytes(61),
+    "an array of shape (), dtype int64": np.array(1, np.int64), repr(bytes(61))[:57] + "...": bytes(61),
 }  # fmt: skip
 NOT_INTS = {
     **NOT_AN_INT, "None": None, "{1, 2}": {1, 2}, "(2, True)": (2, True), "[1.0, 2]": [1.0, 2],
     "(2, None)": (2, None), "(2, (1, 1))": (2, (1, 1)), "('1', 1)": ("1", 1),
-    "a tuple": (1, "1" * 60),
+    "(1, '" + "1" * 52 + "...": (1, "1" * 60),
 }  # fmt: skip
 PADDING_FORMS = "an int, (vertical, horizontal) or (top, bottom, left, right)"
 HINTS = {
@@ -355,7 +355,8 @@ RESULTS = [
               dtype=FLOATS[due], out=out)
         for came, due, out in (
             *((came, "float32", value) for came, value in NO_ARRAYS.items() if value is not None),
-            *((f"shape {OUT}, dtype {came}", due, np.zeros(OUT, {**FLOATS, **UNSUPPORTED}[came]))
+            *((f"an array of shape {OUT}, dtype {came}", due,
+               np.zeros(OUT, {**FLOATS, **UNSUPPORTED}[came]))
               for came, due in (
                   *((name, "float32") for name in UNSUPPORTED), ("float64", "float32"),
                   ("float32", "float64"), ("float32", "bfloat16"), ("float16", "bfloat16"),
@@ -372,7 +373,7 @@ RESULTS = [
         wrong(f"out {label}", ValueError, "out must be C-contiguous, aligned and writeable, got"
               f" strides {out.strides} for shape (2, 4, 4, 7), aligned={out.flags.aligned},"
               f" writeable={out.flags.writeable};",
-              "pass a whole array and copy the result into the view", out=out)
+              "numpy.empty makes such an array", out=out)
         for label, out in {
             "in Fortran order": np.asfortranarray(array(OUT)),
             "with strides": array((2, 4, 4, 14))[..., ::2],
@@ -403,17 +404,18 @@ RESULTS = [
               "arguments of deform_conv2d", needs=value)
         for came, value in {
             "'y'": ("x", "y"), "'X'": ["X"], "'grad_x'": {"grad_x"}, "None": (None,), "0": (0,),
-            "['x']": (["x"],), "''": ("",), "a str": ("x" * 59,),
+            "['x']": (["x"],), "''": ("",), "'" + "x" * 56 + "...": ("x" * 59,),
             f"an array of shape {X}, dtype float32": (array(X),),
         }.items()
     ),
     *(
         wrong(f"columns in {groups} groups", ValueError, f"grad_columns has {groups} groups (shape"
-              f" (2, {groups}, 28, 6, 3)), expected at least 1", hint, only=functions,
+              f" (2, {groups}, 28, 6, 3)), expected a number of groups",
+              hint, only=functions,
               grad_columns=array((2, groups, 28, 6, 3)))
         for groups, functions, hint in (
             (0, STAGES[1:], "its axes are (N, groups, OH*OW, KH*KW, C_in/groups)"),
-            (4, STAGES[2:], "that divide C_in = 6; its axes are (N, groups,"),
+            (4, STAGES[2:], "that divides C_in = 6; its axes are (N, groups,"),
         )
     ),
     *(
