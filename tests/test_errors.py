@@ -268,7 +268,8 @@ SIZES = [
 NOT_AN_INT = {
     "True": True, repr(np.True_): np.True_, "1.0": 1.0, "'1'": "1",
     repr(np.float32(1)): np.float32(1), "an array of shape (2,), dtype int64": np.ones(2, np.int64),
-    "an array of shape (), dtype int64": np.array(1, np.int64), repr(bytes(61))[:57] + "...": bytes(61),
+    "an array of shape (), dtype int64": np.array(1, np.int64),
+    repr(bytes(61))[:57] + "...": bytes(61),
 }  # fmt: skip
 NOT_INTS = {
     **NOT_AN_INT, "None": None, "{1, 2}": {1, 2}, "(2, True)": (2, True), "[1.0, 2]": [1.0, 2],
