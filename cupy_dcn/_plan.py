@@ -10,7 +10,7 @@ worker, half to zero-bordered copies of the images they read:
 Images too large for that are read through windows (crops around what a tile samples) instead.
 The plan is a pure function of integers. Worked examples at the default of 64 MiB, one worker,
 float32, forward: x (2, 64, 56, 56), 3x3 -> both images held, 2 tiles an image of 28 rows;
-(1, 1, 4096, 4096), 3x3 -> windows of at most 8.4 million cells, 4096 tiles of a row.
+(1, 1, 4096, 4096), 3x3 -> windows of at most 8.4 million cells, 1366 tiles of 2 or 3 rows.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ FORWARD_WORDS, BACKWARD_WORDS = 22, 36
 # alignment. Half of the documented 1 MiB; the rest is for what NumPy allocates on its own.
 FIXED_BYTES = 2**19
 # Larger tiles leave the caches, smaller ones pay the fixed 100 microseconds of a tile too often:
-# x (2, 64, 56, 56) forward took 9.8, 8.0, 6.8, 6.0 ms at 112, 224, 448, 3136 pixels a tile.
-TILE_SAMPLES = 65_536
+# x (2, 64, 56, 56) forward took 9.8, 8.0, 6.8, 6.0 ms at 112, 224, 448, 3136 pixels a tile, and
+# (1, 1, 4096, 4096) on two threads 1.4 s at half of these samples, 0.7 s at these.
+TILE_SAMPLES = 131_072
 TILE_COLUMN_BYTES = 4 * 2**20
 # float32 counts exactly up to 2^24; window cells are numbered in it with a factor to spare.
 WINDOW_CELLS = 2**23

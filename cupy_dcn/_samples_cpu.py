@@ -130,25 +130,30 @@ def _add_grid(
     location: Array, geometry: Geometry, tile: Tile, planar: bool, workspace: Workspace
 ) -> None:
     """Add the undeformed positions y*stride - pad + i*dilation, and likewise along x."""
-    rows = np.arange(tile.rows.start, tile.rows.stop) * geometry.stride_y - geometry.pad_top
-    columns = np.arange(tile.columns.start, tile.columns.stop) * geometry.stride_x
-    columns -= geometry.pad_left
-    tap_rows, tap_columns = np.divmod(np.arange(geometry.taps), geometry.kernel_width)
-    tap_rows *= geometry.dilation_y
-    tap_columns *= geometry.dilation_x
-    kind = location.dtype
+    kind, groups = location.dtype, geometry.deformable_groups
+    taps = np.arange(geometry.taps)
+    tap_rows = (taps // geometry.kernel_width * geometry.dilation_y).astype(kind)
+    tap_columns = (taps % geometry.kernel_width * geometry.dilation_x).astype(kind)
+    rows = _positions(tile.rows, geometry.stride_y, geometry.pad_top, kind)
+    columns = _positions(tile.columns, geometry.stride_x, geometry.pad_left, kind)
     if planar:
-        location[0] += np.add.outer(tap_rows, rows)[:, None, :, None].astype(kind)
-        location[1] += np.add.outer(tap_columns, columns)[:, None, None, :].astype(kind)
+        grid = workspace.empty((geometry.taps, len(rows)), kind)
+        location[0] += np.add.outer(tap_rows, rows, out=grid)[:, None, :, None]
+        grid = workspace.empty((geometry.taps, len(columns)), kind)
+        location[1] += np.add.outer(tap_columns, columns, out=grid)[:, None, None, :]
         return
     # Repeated along the row, so that the inner loops are long: 2 to 3 times faster.
-    groups = geometry.deformable_groups
-    line = np.tile(np.repeat(tap_rows, groups), len(columns)).astype(kind)
-    grid = workspace.empty((len(rows), line.size), kind)
-    np.add.outer(rows.astype(kind), line, out=grid)
-    location[0] += grid.reshape(location.shape[2:])
-    line = np.add.outer(columns, np.repeat(tap_columns, groups)).astype(kind)
-    location[1] += line.reshape(location.shape[3:])
+    line = workspace.empty((len(columns), geometry.taps, groups), kind)
+    line[...] = tap_rows[:, None]
+    grid = workspace.empty((len(rows), *line.shape), kind)
+    location[0] += np.add.outer(rows, line, out=grid)
+    line[...] = tap_columns[:, None]
+    line += columns[:, None, None]
+    location[1] += line
+
+
+def _positions(part: slice, stride: int, pad: int, kind: np.dtype[Any]) -> Array:
+    return (np.arange(part.start, part.stop) * stride - pad).astype(kind)
 
 
 def _clip(location: Array, size: int, workspace: Workspace) -> float:
@@ -202,7 +207,7 @@ class Corners:
             cell += samples.column
             cell -= window.box.left
             if not window.holds(samples.bounds):
-                cell[~window.has(samples.row, samples.column)] = 0
+                cell *= window.has(samples.row, samples.column, workspace)
             np.copyto(index, cell, casting="unsafe")
         groups, channels = samples.geometry.deformable_groups, samples.geometry.channels
         step, pitch = (1, width) if samples.planar else (groups, width * groups)
@@ -265,7 +270,9 @@ class Corners:
         workspace, count = self.workspace, self.index.size
         kind = index_dtype(max(4 * count, self.span))
         starts = workspace.empty(count + 1, kind)
-        starts[:] = np.arange(0, 4 * count + 1, 4)
+        starts.fill(4)
+        starts[0] = 0
+        np.add.accumulate(starts, out=starts)  # 0, 4, 8, ...: arange would be memory of its own
         indices = workspace.empty((count, 4), kind)
         data = workspace.empty((count, 4), self.fraction_y.dtype)
         for corner, step in enumerate(self.steps):

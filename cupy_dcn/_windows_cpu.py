@@ -82,10 +82,15 @@ class Window:
         part = self.values[images.start - first : images.stop - first]
         return Window(self.box, part, self.planar, self.whole)
 
-    def has(self, row: Array, column: Array) -> Array:
+    def has(self, row: Array, column: Array, workspace: Workspace) -> Array:
         """Tell which floors lie in the box."""
-        in_rows = (row >= self.box.top) & (row < self.box.bottom)
-        return in_rows & (column >= self.box.left) & (column < self.box.right)
+        inside: Array
+        inside, also = workspace.empty((2, *row.shape), bool)
+        np.greater_equal(row, self.box.top, out=inside)
+        inside &= np.less(row, self.box.bottom, out=also)
+        inside &= np.greater_equal(column, self.box.left, out=also)
+        inside &= np.less(column, self.box.right, out=also)
+        return inside
 
     def shared(self, images: Array) -> tuple[Array, Array]:
         """View the same pixels in this window and in images (N, C_in, H, W)."""
