@@ -19,7 +19,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from ._arrays import Array
-from ._samples_cpu import Corners, Samples, all_finite
+from ._corners_cpu import Corners
+from ._samples_cpu import Samples, all_finite
 from ._windows_cpu import Image, Window
 from ._workspace import Workspace
 

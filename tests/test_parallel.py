@@ -21,9 +21,9 @@ def call(monkeypatch):
     """Return arrays and attributes of a call that is cut into several tiles a worker."""
     monkeypatch.setattr(_plan, "TILE_SAMPLES", 2_000)
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, 8, 30, 40), np.float32)
+    x = rng.standard_normal((2, 12, 30, 40), np.float32)
     offset = 2 * rng.standard_normal((2, 36, 30, 40), np.float32)
-    weight = rng.standard_normal((6, 8, 3, 3), np.float32)
+    weight = rng.standard_normal((6, 12, 3, 3), np.float32)
     mask = rng.random((2, 18, 30, 40), np.float32)
     grad_output = rng.standard_normal((2, 6, 30, 40), np.float32)
     arrays = {"x": x, "offset": offset, "weight": weight, "mask": mask}
