@@ -85,9 +85,11 @@ def test_an_image_of_16_million_pixels_runs_in_the_default_budget():
     np.testing.assert_allclose(gradients.weight[0, 0, 0, 0], corner, atol=1e-4 * 4096)
 
 
-def test_windows_give_what_whole_images_give():
+@pytest.mark.parametrize("channels", [4, 8])
+def test_windows_give_what_whole_images_give(channels):
     # The same call under a budget that holds the image and under one that holds only windows.
-    x, offset, weight, mask, grad_output = (a.astype(float) for a in arrays(2, 4, (20, 25), 3))
+    made = arrays(2, channels, (20, 25), 3)
+    x, offset, weight, mask, grad_output = (array.astype(float) for array in made)
     offset *= 4
     settings = {"padding": 1, "mask": mask}
     y = cupy_dcn.deform_conv2d(x, offset, weight, **settings)
