@@ -21,7 +21,7 @@ help: ## say what there is to make
 	@echo "WORKERS=...          test processes ($(WORKERS))"
 	@echo "ARGS=...             passed on to the demo, pytest or the benchmark, e.g. make test ARGS='-k offset'"
 
-demo: $(VENV)-demo/.ready ## warp a photograph and recover it; writes demo.png (DEMO=...)
+demo: $(VENV)-demo/.ready ## warp a photograph and recover it; the figure goes to DEMO=demo.png; your own picture: ARGS=photo.jpg
 	$(DEMOS) -m cupy_dcn demo $(ARGS) -o $(DEMO)
 	@echo "The picture is in $(abspath $(DEMO))"
 

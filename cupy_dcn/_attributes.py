@@ -103,7 +103,10 @@ def is_integer(value: object) -> bool:
 def integer(name: str, value: object, least: int, most: int = MOST) -> int:
     """Return an int between two bounds."""
     if not is_integer(value):
-        raise TypeError(f"{name} must be an int, got {came(value)}; {HINTS[name]}")
+        hint = HINTS[name]
+        if isinstance(value, np.ndarray):  # torchvision has its mask where Paddle has this
+            hint += ", and a mask goes by name: mask=mask"
+        raise TypeError(f"{name} must be an int, got {came(value)}; {hint}")
     number = operator.index(value)  # type: ignore[arg-type]
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}; {HINTS[name]}")

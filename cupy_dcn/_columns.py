@@ -31,17 +31,16 @@ from ._samples_cpu import locate
 from ._windows_cpu import Image, is_planar
 from ._workspace import Workspace
 
-Pair = int | Sequence[int]
 COLUMNS_AXES = "(N, groups, OH*OW, KH*KW, C_in/groups)"
 
 
 def deform_im2col(
     x: Array,
     offset: Array,
-    kernel_size: Pair,
-    stride: Pair = 1,
-    padding: Pair | str = 0,
-    dilation: Pair = 1,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
     deformable_groups: int = 1,
     groups: int = 1,
     mask: Array | None = None,
@@ -126,10 +125,10 @@ def deform_col2im(
     grad_columns: Array,
     offset: Array,
     image_size: tuple[int, int],
-    kernel_size: Pair,
-    stride: Pair = 1,
-    padding: Pair | str = 0,
-    dilation: Pair = 1,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
     deformable_groups: int = 1,
     mask: Array | None = None,
     *,
@@ -143,7 +142,7 @@ def deform_col2im(
     Parameters
     ----------
     grad_columns : ndarray, shape (N, groups, OH*OW, KH*KW, C_in/groups)
-        Gradient of the columns.
+        Gradient of the columns; the number of groups is read from it.
     offset, kernel_size, stride, padding, dilation, deformable_groups, mask, workspace_bytes
         As in `deform_im2col`.
     image_size : (int, int)
@@ -186,10 +185,10 @@ def deform_coord_grad(
     grad_columns: Array,
     x: Array,
     offset: Array,
-    kernel_size: Pair,
-    stride: Pair = 1,
-    padding: Pair | str = 0,
-    dilation: Pair = 1,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
     deformable_groups: int = 1,
     mask: Array | None = None,
     *,
@@ -209,7 +208,7 @@ def deform_coord_grad(
     Parameters
     ----------
     grad_columns : ndarray, shape (N, groups, OH*OW, KH*KW, C_in/groups)
-        Gradient of the columns, x's dtype.
+        Gradient of the columns, x's dtype; the number of groups is read from it.
     x, offset, kernel_size, stride, padding, dilation, deformable_groups, mask, workspace_bytes
         As in `deform_im2col`.
 

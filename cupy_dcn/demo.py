@@ -103,7 +103,7 @@ def demo(
     """
     tqdm = import_extra("tqdm", "demo").tqdm
     import_extra("matplotlib", "demo")
-    _check_output(output)
+    _check_output(output, picture)
     name = "matplotlib's photograph" if picture is None else os.fspath(picture)
     reference = read_picture(picture)
     displacement = smooth_displacement(reference.shape[1:])
@@ -138,8 +138,9 @@ def read_picture(path: str | os.PathLike[str] | None) -> Array:
     picture = np.atleast_3d(np.asarray(image, np.float32) / 255)
     if min(picture.shape[:2]) < SHORTEST_SIDE:
         raise ValueError(
-            f"{path} is {picture.shape[1]} x {picture.shape[0]} pixels when at most {LONGEST_SIDE}"
-            f" a side, expected at least {SHORTEST_SIDE} x {SHORTEST_SIDE}; choose a larger picture"
+            f"{path} is {picture.shape[1]} x {picture.shape[0]} pixels (at most {LONGEST_SIDE}"
+            f" a side are used), expected at least {SHORTEST_SIDE} x {SHORTEST_SIDE};"
+            " choose a larger picture"
         )
     if np.ptp(picture, axis=(0, 1)).max() == 0:
         raise ValueError(
@@ -259,14 +260,15 @@ def _bumps(length: int, spacing: float, dtype: np.dtype[Any]) -> Any:
 def _report(result: Recovery, name: str) -> None:
     """Print what was done and how well it went."""
     channels, height, width = result.reference.shape
+    colours = "grey" if channels == 1 else "colour"
     lengths = np.hypot(*result.displacement)
     (error, error_after), (distance, distance_after) = result.squared_errors, result.distances
     lines = {
-        "picture": f"{name}, {width} x {height} pixels, {'grey' if channels == 1 else 'colour'}",
+        "picture": f"{name}, used at {width} x {height} pixels, {colours}",
         "displacement": f"{lengths.mean():.1f} pixels on average, {lengths.max():.1f} at most, 0 at"
         " the border: nothing leaves the view, every pixel counts",
         "mean squared error": f"{error:.3g} before, {error_after:.3g} after:"
-        f" {result.times_smaller:.3g} times smaller (brightness is from 0 to 1)",
+        f" {result.times_smaller:,.0f} times smaller (brightness is from 0 to 1)",
         "misplaced by": f"{distance:.2f} pixels before, {distance_after:.2f} after, on average",
         "time": f"{result.seconds:.1f} s",
     }
@@ -274,8 +276,13 @@ def _report(result: Recovery, name: str) -> None:
         print(f"{title:20} {text}")
 
 
-def _check_output(output: str | os.PathLike[str]) -> None:
-    """Refuse a figure that could not be written before any work is done."""
+def _check_output(output: str | os.PathLike[str], picture: str | os.PathLike[str] | None) -> None:
+    """Refuse a figure that could not be written, or would replace the picture, before any work."""
+    if picture is not None and os.path.realpath(output) == os.path.realpath(picture):
+        raise ValueError(
+            f"the figure would overwrite the picture {os.fspath(picture)};"
+            " choose another name with -o"
+        )
     folder, name = os.path.split(os.path.abspath(output))
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"{folder} is no folder, expected one to write {name} to")
@@ -283,7 +290,7 @@ def _check_output(output: str | os.PathLike[str]) -> None:
     if os.path.splitext(name)[1].lstrip(".").lower() not in kinds:
         raise ValueError(
             f"{name} names no picture format, expected an ending among {', '.join(sorted(kinds))};"
-            " demo.png is the usual name"
+            " for example demo.png"
         )
 
 
@@ -296,7 +303,7 @@ def draw(result: Recovery) -> Any:
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
     figure.suptitle(
         "A warped picture, recovered by gradient descent through deform_conv2d\n"
-        f"mean squared error {result.times_smaller:.3g} times smaller",
+        f"mean squared error {result.times_smaller:,.0f} times smaller",
         fontsize=19,
     )
     grid = figure.subplots(2, 3)
@@ -329,7 +336,7 @@ def _draw_errors(figure: Any, grid: Array, result: Recovery) -> None:
     ]
     top = max(float(np.quantile(errors[0], 0.995)), 1e-3)
     titles = [
-        f"error {when}\n{mean:.2g} mean squared"
+        f"error {when}\n{mean:.3g} mean squared"
         for when, mean in zip(("before", "after"), result.squared_errors, strict=True)
     ]
     for axes, title, error in zip(grid, titles, errors, strict=True):
@@ -338,7 +345,7 @@ def _draw_errors(figure: Any, grid: Array, result: Recovery) -> None:
     bar = figure.colorbar(
         shown, ax=list(grid), location="bottom", shrink=0.7, aspect=40, pad=0.02, extend="max"
     )
-    bar.set_label("absolute difference in brightness (0 to 1)", fontsize=14)
+    bar.set_label("absolute difference in brightness (0 to 1), both panels", fontsize=14)
     bar.ax.tick_params(labelsize=13)
 
 

@@ -36,7 +36,7 @@ def info() -> None:
         **{name: _version(name) for name in OPTIONAL},
         "CuPy": _cupy(),
         "BLAS": _blas(),
-        "threads": str(thread_count()),
+        "threads": _threads(),
     }
     for name, value in lines.items():
         print(f"{name:14} {value}")
@@ -67,6 +67,13 @@ def _blas() -> str:
     return ", ".join(dict.fromkeys(names)) or "none that threadpoolctl knows"
 
 
+def _threads() -> str:
+    """Say how many threads share a call's tiles."""
+    if importlib.util.find_spec("threadpoolctl") is None:
+        return "1, BLAS's own apart: pip install 'cupy_dcn[threads]' to use all cores"
+    return str(thread_count())
+
+
 def selftest() -> bool:
     """Compare every stage with plain loops in float64 and print a table.
 
@@ -88,6 +95,8 @@ def selftest() -> bool:
             all_agree &= agrees
             verdict = "yes" if agrees else f"NO {trouble}".rstrip()
             print(f"{name:24}{dtype.name:10}{error:8.1e}{LIMITS[dtype.name]:9.1e}  {verdict}")
+    if importlib.util.find_spec("ml_dtypes") is None:
+        print(f"{'every stage':24}{'bfloat16':10}not checked: ml_dtypes is not installed")
     print("all agree" if all_agree else "SOME DISAGREE: please report this table and the info")
     return all_agree
 

@@ -35,7 +35,10 @@ from ._workspace import Workspace
 
 
 class Gradients(NamedTuple):
-    """Gradients of ``deform_conv2d``, each shaped like its argument; None if not computed."""
+    """Gradients of ``deform_conv2d``: of x (N, C_in, H, W), offset, weight, bias and mask.
+
+    Each has the shape and dtype of its argument, and is None if it was not computed.
+    """
 
     x: Array | None
     offset: Array | None
@@ -80,7 +83,8 @@ def deform_conv2d(
         Vertical and horizontal, at least 1.
     padding : int, (int, int), (int, int, int, int), 'SAME' or 'VALID'
         Zeros around x: on all sides, (vertical, horizontal) or (top, bottom, left, right).
-        'SAME' gives ceil(size/stride) outputs with the dilated kernel, 'VALID' means 0.
+        'SAME' gives ceil(size/stride) outputs with the dilated kernel, 'VALID' means 0; in any
+        case of letters.
     deformable_groups : int
         C_in is split into so many groups of channels, each with offsets of its own (torchvision
         calls it offset groups). It need not divide C_out.
@@ -120,7 +124,10 @@ def deform_conv2d(
     Tap (i, j) of output pixel (y, x) samples at ``py = y*stride - pad_top + i*dilation + dy`` and
     likewise px. Inside the open box -1 < py < H, -1 < px < W the value is the bilinear mean of the
     four corners floor, floor + 1, where corners outside the image read 0: it fades to zero over
-    the last pixel. Outside the box, and for NaN or infinite offsets, the sample is 0.
+    the last pixel. Outside the box, and for NaN or infinite offsets, the sample is 0. A corner
+    inside the image always counts, with weight 0 too: a NaN or infinite pixel makes every sample
+    that has it among its corners NaN, at whole-numbered locations those of up to three
+    neighbours. Replace bad pixels first, or carry their validity as another channel.
 
     float16 and bfloat16 are storage: coordinates, weights and sums are float32. The signature is
     that of ``paddle.vision.ops.deform_conv2d``; the layouts are also torchvision's and ONNX's.

@@ -17,6 +17,8 @@ from ._geometry import Geometry
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+__all__ = ["draw_sampling"]
+
 AREA = 60.0  # of a sampling point's marker, in square points
 
 
@@ -76,6 +78,7 @@ def draw_sampling(
     -----
     A sample outside the open box (-1, H) x (-1, W) contributes 0, and so does one at a location
     that is not finite, which is not drawn. The axes grow to show samples outside the image.
+    On a large picture zoom in: ``ax.set(xlim=(80, 120), ylim=(120, 80))``.
 
     Examples
     --------
@@ -227,7 +230,7 @@ def _draw_kernel(
     )  # fmt: skip
     axes.scatter(
         columns[1], rows[1], s=areas, color=colour, edgecolors="white", linewidths=0.8, zorder=4,
-        label=f"output pixel {pixel}",
+        label=f"output pixel y={pixel[0]}, x={pixel[1]}",
     )  # fmt: skip
 
 
@@ -238,4 +241,4 @@ def _show_all(axes: Axes, size: tuple[int, ...], points: Array) -> None:
     near = np.clip(finite, (-height, -width), (2 * height, 2 * width))
     top, left = np.minimum(near.min(axis=0) - 0.5, -0.5)
     bottom, right = np.maximum(near.max(axis=0) + 0.5, (height - 0.5, width - 0.5))
-    axes.set(xlim=(left, right), ylim=(bottom, top))
+    axes.set(xlim=(left, right), ylim=(bottom, top), xlabel="x", ylabel="y")

@@ -115,7 +115,7 @@ def test_demo_recovers_a_picture(tmp_path, capsys):
         assert len(figure.convert("RGB").getcolors(2**24)) > 1000
 
     printed = {line[:20].strip(): line[21:] for line in capsys.readouterr().out.splitlines()}
-    assert printed["picture"] == f"{picture}, 48 x 40 pixels, colour"
+    assert printed["picture"] == f"{picture}, used at 48 x 40 pixels, colour"
     assert f"{before:.3g} before, {after:.3g} after" in printed["mean squared error"]
     assert f"{far:.2f} pixels before, {near:.2f} after" in printed["misplaced by"]
     assert printed["figure"] == str(output)
@@ -206,10 +206,20 @@ def test_missing_picture(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_demo_never_overwrites_its_picture(tmp_path):
+    picture = tmp_path / "mine.png"
+    make_picture(picture)
+    before = picture.read_bytes()
+    done = run("demo", picture, "-o", tmp_path / "." / "mine.png")
+    assert done.returncode == 1
+    assert_one_line(done.stderr, "the figure would overwrite the picture")
+    assert picture.read_bytes() == before
+
+
 def test_no_command():
     done = run()
     assert done.returncode == 2
-    assert "the following arguments are required: COMMAND" in done.stderr
+    assert "the following arguments are required: info|selftest|demo" in done.stderr
 
 
 @pytest.mark.parametrize("command", [[], ["info"], ["selftest"], ["demo"]])
