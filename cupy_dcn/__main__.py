@@ -56,7 +56,8 @@ def _parser() -> argparse.ArgumentParser:
         "selftest",
         help="compare every stage with plain loops",
         description="Compare every stage in every dtype (bfloat16 where ml_dtypes is installed)"
-        " with plain loops in float64, in a few seconds. Prints the largest errors; the exit status is 1 if one is beyond its limit.",
+        " with plain loops in float64, in a few seconds. Prints the largest errors; the exit"
+        " status is 1 if one is beyond its limit.",
     )
     demo = commands.add_parser(
         "demo",

@@ -84,9 +84,9 @@ def test_each_output_pixel_has_its_colour(ax):
     assert [tuple(each.get_edgecolor()[0]) for each in hollow] == colours
     assert all(len(each.get_facecolor()) == 0 for each in hollow)
     assert [text.get_text() for text in ax.legend().get_texts()] == [
-        "output pixel (0, 0)",
-        "output pixel (1, 1)",
-        "output pixel (2, 2)",
+        "output pixel y=0, x=0",
+        "output pixel y=1, x=1",
+        "output pixel y=2, x=2",
     ]
 
 
