@@ -1,8 +1,8 @@
 """Tiles on threads. NumPy's loops, BLAS and SciPy's sparse products all release the GIL.
 
-BLAS threads under threads of ours fight for the cores (2 to 4 times slower), so ours run only
-where threadpoolctl is installed to hold BLAS at one thread meanwhile; BLAS's own number of
-threads says how many ours are, so OMP_NUM_THREADS and the like mean what they always do.
+BLAS threads under threads of ours fight for the cores (2 to 4 times slower; 5 times where another
+program has a core, since they spin), so BLAS is held at one thread meanwhile. Its own number of
+threads says how many ours are: OMP_NUM_THREADS and the like mean what they always do.
 """
 
 from __future__ import annotations
@@ -14,31 +14,20 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
+from ._blas import BlasLibrary, blas_libraries
 from ._workspace import Workspace
 
 Item = TypeVar("Item", covariant=True)
 Result = TypeVar("Result")
 
-
-@functools.cache
-def _controller() -> Any:
-    """Return the control of the loaded BLAS libraries, None without threadpoolctl."""
-    try:
-        from threadpoolctl import ThreadpoolController
-    except ImportError:
-        return None
-    controller = ThreadpoolController().select(user_api="blas")
-    return controller if controller.lib_controllers else None
+_libraries = functools.cache(blas_libraries)
 
 
 def thread_count() -> int:
     """Return how many threads the tiles may use: BLAS's number, 1 where it can't be held back."""
-    controller = _controller()
-    if controller is None:
-        return 1
-    return max(library.num_threads or 1 for library in controller.lib_controllers)
+    return max((library.num_threads or 1 for library in _libraries()), default=1)
 
 
 class _BlasHeld:
@@ -47,13 +36,15 @@ class _BlasHeld:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._limit: Any = None
+        self._before: list[tuple[BlasLibrary, int]] = []
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         with self._lock:
             if self._inside == 0:
-                self._limit = _controller().limit(limits=1)
+                self._before = [(library, library.num_threads or 1) for library in _libraries()]
+                for library, _ in self._before:
+                    library.set_num_threads(1)
             self._inside += 1
         try:
             yield
@@ -61,7 +52,8 @@ class _BlasHeld:
             with self._lock:
                 self._inside -= 1
                 if self._inside == 0:
-                    self._limit.restore_original_limits()
+                    for library, threads in self._before:
+                        library.set_num_threads(threads)
 
 
 _blas_held = _BlasHeld()
@@ -90,7 +82,8 @@ def spread(
     edges = [len(items) * part // workers for part in range(workers + 1)]
     parts = [map(items.__getitem__, range(*edge)) for edge in itertools.pairwise(edges)]
     if workers == 1:
-        return [work(parts[0], workspaces[0])]
+        with _blas_held():
+            return [work(parts[0], workspaces[0])]
     with _blas_held(), ThreadPoolExecutor(workers - 1, "cupy_dcn") as pool:
         others = [
             pool.submit(contextvars.copy_context().run, work, part, workspace)

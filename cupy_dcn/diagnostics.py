@@ -36,7 +36,7 @@ def info() -> None:
         **{name: _version(name) for name in OPTIONAL},
         "CuPy": _cupy(),
         "BLAS": _blas(),
-        "threads": _threads(),
+        "threads": str(thread_count()),
     }
     for name, value in lines.items():
         print(f"{name:14} {value}")
@@ -65,13 +65,6 @@ def _blas() -> str:
     libraries = [library for library in threadpool_info() if library["user_api"] == "blas"]
     names = (f"{each['internal_api']} {each['version'] or ''}".strip() for each in libraries)
     return ", ".join(dict.fromkeys(names)) or "none that threadpoolctl knows"
-
-
-def _threads() -> str:
-    """Say how many threads share a call's tiles."""
-    if importlib.util.find_spec("threadpoolctl") is None:
-        return "1, BLAS's own apart: pip install 'cupy_dcn[threads]' to use all cores"
-    return str(thread_count())
 
 
 def selftest() -> bool:

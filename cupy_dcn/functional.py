@@ -132,8 +132,8 @@ def deform_conv2d(
     float16 and bfloat16 are storage: coordinates, weights and sums are float32. The signature is
     that of ``paddle.vision.ops.deform_conv2d``; the layouts are also torchvision's and ONNX's.
 
-    With threadpoolctl installed the work is spread over as many threads as NumPy's BLAS would
-    use, and BLAS is held at one thread meanwhile; without it BLAS threads alone are used.
+    The work is spread over as many threads as NumPy's BLAS would use, and BLAS is held at one
+    thread meanwhile; where BLAS is not OpenBLAS that takes threadpoolctl.
 
     References
     ----------

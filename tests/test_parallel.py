@@ -1,5 +1,6 @@
 """Threads: the same bits from run to run, calls side by side, and BLAS left as it was."""
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -7,13 +8,13 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 import cupy_dcn
-from cupy_dcn import _parallel, _plan
+from cupy_dcn import _blas, _parallel, _plan
 from cupy_dcn._workspace import Workspace
 
 
 def blas_threads():
     # Of the libraries the module knows: SciPy loads another BLAS, later and never used here.
-    return [library.num_threads for library in _parallel._controller().lib_controllers]
+    return [library.num_threads for library in _parallel._libraries()]
 
 
 @pytest.fixture
@@ -84,9 +85,28 @@ def test_blas_limits_are_heard_and_restored(call, monkeypatch):
         assert set(blas_threads()) == {2}
 
 
-def test_one_thread_without_threadpoolctl(monkeypatch):
-    monkeypatch.setattr(_parallel, "_controller", lambda: None)
+def test_numpys_openblas_is_found_without_threadpoolctl(monkeypatch):
+    known = [library.num_threads for library in _blas.blas_libraries()]
+    with threadpool_limits(2, "blas"):
+        monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+        found = _blas.blas_libraries()
+        # On a NumPy that is not built on OpenBLAS none is found: then one thread, and no crash.
+        assert len(found) == ("openblas" in str(np.show_config("dicts")).lower())
+        for library in found:
+            assert library.num_threads == 2
+            library.set_num_threads(1)
+            assert library.num_threads == 1
+            library.set_num_threads(2)
+        monkeypatch.undo()
+    assert [library.num_threads for library in _blas.blas_libraries()] == known
+
+
+def test_one_thread_where_no_blas_can_be_held(call, monkeypatch):
+    expected = run(call)
+    monkeypatch.setattr(_parallel, "_libraries", lambda: [])
     assert _parallel.thread_count() == 1
+    for one, alone in zip(expected, run(call), strict=True):
+        np.testing.assert_allclose(alone, one, atol=5e-6 * np.abs(one).max())
 
 
 @pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="errstate is a thread's")
