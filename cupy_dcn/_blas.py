@@ -1,8 +1,7 @@
 """The BLAS behind NumPy: asking and setting its number of threads.
 
-threadpoolctl knows every BLAS and is used where it is installed. Without it the OpenBLAS of NumPy's
-own wheels is found by ctypes: two functions, so that an installation of NumPy and SciPy alone uses
-all cores as well.
+The OpenBLAS of NumPy's own wheels is found by ctypes, two functions of it, so that an installation
+of NumPy and SciPy alone uses all cores. Any other BLAS takes threadpoolctl.
 """
 
 from __future__ import annotations
@@ -27,10 +26,13 @@ class BlasLibrary(Protocol):
 
 def blas_libraries() -> Sequence[BlasLibrary]:
     """Return the BLAS libraries that can be held back, none where that is not known."""
+    openblas = _numpys_openblas()
+    if openblas:  # threadpoolctl's limit of an OpenBLAS differs from thread to thread
+        return openblas
     try:
         from threadpoolctl import ThreadpoolController
     except ImportError:
-        return _numpys_openblas()
+        return []
     libraries: Sequence[BlasLibrary] = (
         ThreadpoolController().select(user_api="blas").lib_controllers
     )

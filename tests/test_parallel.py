@@ -85,6 +85,15 @@ def test_blas_limits_are_heard_and_restored(call, monkeypatch):
         assert set(blas_threads()) == {2}
 
 
+def test_calls_from_other_threads_leave_blas_as_it_was(call):
+    with threadpool_limits(2, "blas"):
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: run(call), range(20)))
+            assert set(pool.map(lambda _: tuple(blas_threads()), range(4))) == {(2,)}
+        assert blas_threads() == [2]
+        assert _parallel.thread_count() == 2
+
+
 def test_numpys_openblas_is_found_without_threadpoolctl(monkeypatch):
     known = [library.num_threads for library in _blas.blas_libraries()]
     openblas = any(pool["internal_api"] == "openblas" for pool in threadpool_info())
