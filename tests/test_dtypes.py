@@ -518,7 +518,7 @@ def both_workspaces(function, inputs, setting):
     return [compute(function, inputs, setting, workspace_bytes=b) for b in (None, least)]
 
 
-each_count = pytest.mark.parametrize("channels", [1, 4])
+each_count = pytest.mark.parametrize("channels", [1, 5])
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 

@@ -21,6 +21,7 @@ def blas_threads():
 def call(monkeypatch):
     """Return arrays and attributes of a call that is cut into several tiles a worker."""
     monkeypatch.setattr(_plan, "TILE_SAMPLES", 2_000)
+    monkeypatch.setattr(_plan, "PARALLEL_ELEMENTS", 0)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 12, 30, 40), np.float32)
     offset = 2 * rng.standard_normal((2, 36, 30, 40), np.float32)
