@@ -7,7 +7,7 @@ corners times its mask. With the image as rows of channels (cells, C_in/DG),
 
 and the coordinate gradients follow from s_ab = <grad_columns, image[corner ab]>, four dot
 products over channels. Where a deformable group has few channels ("planes") the image is gathered
-plane by plane instead: rows of 3 floats waste most of a sparse product's inner loop.
+plane by plane instead: rows of a few floats waste most of a sparse product's inner loop.
 
 Columns of a tile: "rows" order (pixels, K, C_in), "planes" order (C_in, K, pixels).
 """

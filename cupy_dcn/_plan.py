@@ -23,7 +23,8 @@ from ._geometry import Geometry
 from ._workspace import ALIGNMENT, Workspace
 
 BORDER = 2  # zero rows and columns around an image, see _samples_cpu.py
-# Peak count of words that live at once for one sampling point, held by the memory tests.
+# Upper bounds of the words that live at once for one sampling point: what a tile asks for beyond
+# its share comes from NumPy, outside the promised block.
 FORWARD_WORDS, BACKWARD_WORDS = 22, 36
 # What a worker needs besides, whatever the shapes: the block of gathered values, small arrays,
 # alignment. Half of the documented 1 MiB; the rest is for what NumPy allocates on its own.
