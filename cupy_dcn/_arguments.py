@@ -224,7 +224,7 @@ def check_out(out: object, arguments: Arguments) -> Array:
             f" writeable={array.flags.writeable};"
             " numpy.empty makes such an array"
         )
-    for name in ("x", "offset", "weight", "bias", "mask"):
+    for name in GRADIENTS:
         source = getattr(arguments, name)
         if source is not None and overlaps(array, source):
             raise ValueError(
