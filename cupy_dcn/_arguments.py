@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from ._arrays import Array, describe, is_half, overlaps, require_array
+from ._arrays import (
+    Array,
+    describe,
+    is_half,
+    library_of,
+    overlaps,
+    require_array,
+    require_one_library,
+)
 from ._attributes import came, counted, geometry_of, integer, kernel_pair
 from ._geometry import Geometry
 
@@ -49,6 +57,7 @@ def validate(
     workspace_bytes: object,
 ) -> Arguments:
     """Check one call of the operator; see ``deform_conv2d`` for what is expected."""
+    require_one_library({"x": x, "offset": offset, "weight": weight, "bias": bias, "mask": mask})
     x_ = require_array("x", x, "(N, C_in, H, W)")
     weight_ = require_array("weight", weight, "(C_out, C_in/groups, KH, KW)")
     require_dtype("weight", weight_, x_)
@@ -151,6 +160,7 @@ def _check_bias(bias: object, weight: Array, x: Array) -> Array:
 
 def check_grad_output(grad_output: object, arguments: Arguments) -> Array:
     """Check the gradient of the output (N, C_out, OH, OW), in x's dtype."""
+    require_one_library({"grad_output": grad_output, "x": arguments.x})
     array = require_array("grad_output", grad_output, "(N, C_out, OH, OW)")
     require_dtype("grad_output", array, arguments.x)
     expected = out_shape(arguments)
@@ -205,24 +215,29 @@ def check_grad_columns(grad_columns: Array, geometry: Geometry) -> None:
 def check_out(out: object, arguments: Arguments) -> Array:
     """Check an array given to hold the result: its shape, dtype, layout and memory."""
     expected = out_shape(arguments)
-    if not isinstance(out, np.ndarray) or out.dtype != arguments.x.dtype:
+    library = library_of(arguments.x)
+    empty = f"{str(library).lower()}.empty"
+    if library_of(out) != library or out.dtype != arguments.x.dtype:  # type: ignore[attr-defined]
         raise TypeError(
-            f"out must be a NumPy array of x's dtype {arguments.x.dtype}, got"
-            f" {came(out) if isinstance(out, np.ndarray) else describe(out)};"
-            f" numpy.empty({expected}, x.dtype) fits"
+            f"out must be a {library} array of x's dtype {arguments.x.dtype}, got"
+            f" {came(out) if library_of(out) else describe(out)};"
+            f" {empty}({expected}, x.dtype) fits"
         )
+    require_one_library({"out": out, "x": arguments.x})
     array = require_array("out", out, "(N, C_out, OH, OW)")
     if array.shape != expected:
         raise ValueError(
             f"out has shape {array.shape}, expected (N, C_out, OH, OW) = {expected}, OH and OW"
-            f" being {OUTPUT_FORMULA}; numpy.empty({expected}, x.dtype) fits"
+            f" being {OUTPUT_FORMULA}; {empty}({expected}, x.dtype) fits"
         )
-    if not (array.flags.c_contiguous and array.flags.writeable and array.flags.aligned):
+    # CuPy arrays are always writeable, and require_array has seen that they are aligned.
+    aligned = getattr(array.flags, "aligned", True)
+    writeable = getattr(array.flags, "writeable", True)
+    if not (array.flags.c_contiguous and writeable and aligned):
         raise ValueError(
             f"out must be C-contiguous, aligned and writeable, got strides {array.strides} for"
-            f" shape {array.shape}, aligned={array.flags.aligned},"
-            f" writeable={array.flags.writeable};"
-            " numpy.empty makes such an array"
+            f" shape {array.shape}, aligned={aligned}, writeable={writeable};"
+            f" {empty} makes such an array"
         )
     for name in GRADIENTS:
         source = getattr(arguments, name)

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+Array = npt.NDArray[Any]  # or a CuPy array, whose methods are the same
 
 SUPPORTED = "float64, float32, float16 or bfloat16"
 
 
+def library_of(value: object) -> str | None:
+    """Return "NumPy" or "CuPy", or None for anything but their arrays.
+
+    CuPy is not imported for this: who has an array of it has imported it.
+    """
+    if isinstance(value, np.ndarray):
+        return "NumPy"
+    cupy_array = getattr(sys.modules.get("cupy"), "ndarray", None)
+    return "CuPy" if cupy_array is not None and isinstance(value, cupy_array) else None
+
+
+def cupy_of(array: Array) -> ModuleType:
+    """Return the module that a CuPy array is from."""
+    del array
+    return sys.modules["cupy"]
+
+
 def describe(value: object) -> str:
     """Name what came, for an error message: a shape and dtype, or the type."""
-    if isinstance(value, np.ndarray):
-        return f"shape {value.shape}, dtype {value.dtype}"
+    if library_of(value) is not None:
+        return f"shape {value.shape}, dtype {value.dtype}"  # type: ignore[attr-defined]
     kind = type(value)
     return (
         "None"
@@ -25,32 +45,60 @@ def describe(value: object) -> str:
 
 
 def require_array(name: str, value: object, axes: str) -> Array:
-    """Return ``value`` if it is a NumPy array of the rank and a dtype the library computes with.
+    """Return ``value`` if it is an array of the rank and a dtype the library computes with.
 
     ``axes`` spells the expected shape, e.g. ``"(N, C_in, H, W)"``.
     """
-    if not isinstance(value, np.ndarray):
+    library = library_of(value)
+    if library is None:
         raise TypeError(
-            f"{name} must be a NumPy array {axes}, got {describe(value)};"
+            f"{name} must be a NumPy or CuPy array {axes}, got {describe(value)};"
             " numpy.asarray(...) converts lists and CPU tensors"
         )
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
-            f"{name} must be a plain NumPy array {axes}, got a masked array;"
+            f"{name} must be a plain array {axes}, got a masked array;"
             " fill its holes first with .filled(value)"
         )
-    if not is_supported(value.dtype):
+    array: Array = value  # type: ignore[assignment]
+    if not is_supported(array.dtype):
         raise TypeError(
-            f"{name} has dtype {value.dtype}, expected {SUPPORTED} in native byte order;"
+            f"{name} has dtype {array.dtype}, expected {SUPPORTED} in native byte order;"
             f" convert it with {name}.astype(numpy.float32)"
         )
     rank = axes.count(",") + (0 if axes.endswith(",)") else 1)
-    if value.ndim != rank:
+    if array.ndim != rank:
         raise ValueError(
-            f"{name} has {value.ndim} dimensions (shape {value.shape}), expected {rank}: {axes};"
+            f"{name} has {array.ndim} dimensions (shape {array.shape}), expected {rank}: {axes};"
             " add or drop axes with reshape"
         )
-    return np.asarray(value)  # of a subclass, the plain array
+    if library == "NumPy":
+        return np.asarray(array)  # of a subclass, the plain array
+    if any(step % array.itemsize for step in (address_of(array), *array.strides)):
+        raise ValueError(
+            f"{name} is not aligned: its address and strides {array.strides} must be multiples of"
+            f" {array.itemsize} bytes on a GPU; a copy into cupy.empty is"
+        )
+    return array
+
+
+def require_one_library(arrays: Mapping[str, object]) -> None:
+    """Demand arrays of one library, on one device; what is no array is left to its own check."""
+    libraries = {name: found for name, value in arrays.items() if (found := library_of(value))}
+    if len(set(libraries.values())) > 1:
+        came = ", ".join(f"{name} is a {library} array" for name, library in libraries.items())
+        raise TypeError(
+            f"expected all arrays from one library, but {came};"
+            " cupy.asarray(...) moves one to the GPU, cupy.asnumpy(...) to the CPU"
+        )
+    if "CuPy" in libraries.values():
+        devices = {name: arrays[name].device.id for name in libraries}  # type: ignore[attr-defined]
+        if len(set(devices.values())) > 1:
+            came = ", ".join(f"{name} is on device {device}" for name, device in devices.items())
+            raise ValueError(
+                f"expected all arrays on one device, but {came};"
+                " cupy.asarray(...) under `with cupy.cuda.Device(...)` copies one over"
+            )
 
 
 def is_supported(dtype: np.dtype[Any]) -> bool:
@@ -75,7 +123,16 @@ def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def overlaps(a: Array, b: Array) -> bool:
     """Tell whether two arrays share memory; where that is too hard to tell, say they do."""
+    if library_of(a) == "CuPy":  # by their bounds: an exact answer takes kernels and a wait
+        return bool(cupy_of(a).may_share_memory(a, b))
     try:
         return np.shares_memory(a, b, max_work=10**6)  # type: ignore[arg-type]
     except RuntimeError:  # numpy's TooHardError, which moved between versions
         return True
+
+
+def address_of(array: Array) -> int:
+    """Return the address of an array's first element."""
+    if isinstance(array, np.ndarray):
+        return array.ctypes.data
+    return array.data.ptr  # type: ignore[no-any-return]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ._arrays import describe
+from ._arrays import describe, library_of
 from ._geometry import Geometry, output_size, same_padding
 
 MOST = 2**31 - 1  # so that products of two of them are 64-bit integers
@@ -104,7 +104,7 @@ def integer(name: str, value: object, least: int, most: int = MOST) -> int:
     """Return an int between two bounds."""
     if not is_integer(value):
         hint = HINTS[name]
-        if isinstance(value, np.ndarray):  # torchvision has its mask where Paddle has this
+        if library_of(value):  # torchvision has its mask where Paddle has this
             hint += ", and a mask goes by name: mask=mask"
         raise TypeError(f"{name} must be an int, got {came(value)}; {hint}")
     number = operator.index(value)  # type: ignore[arg-type]
@@ -119,7 +119,7 @@ def integer(name: str, value: object, least: int, most: int = MOST) -> int:
 
 def came(value: object) -> str:
     """Name what came instead of a number or a tuple, in a few characters."""
-    text = f"an array of {describe(value)}" if isinstance(value, np.ndarray) else repr(value)
+    text = f"an array of {describe(value)}" if library_of(value) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

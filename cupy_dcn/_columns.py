@@ -6,11 +6,10 @@ pieces of ``deform_conv2d`` for programs that need only one of them, or a produc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
-
-import numpy as np
 
 from ._arguments import (
     check_column_groups,
@@ -20,15 +19,11 @@ from ._arguments import (
     check_workspace,
     require_dtype,
 )
-from ._arrays import Array, compute_dtype, require_array
+from ._arrays import Array, require_array, require_one_library
 from ._attributes import geometry_of, pair
-from ._columns_cpu import im2col
 from ._geometry import Geometry
-from ._parallel import spread, thread_count
 from ._plan import Plan, Tile
-from ._pullback_cpu import Pullback
-from ._samples_cpu import locate
-from ._windows_cpu import Image, is_planar
+from ._twins import twin_of
 from ._workspace import Workspace
 
 COLUMNS_AXES = "(N, groups, OH*OW, KH*KW, C_in/groups)"
@@ -96,29 +91,30 @@ def deform_im2col(
            [4.5, 5.5, 6.5],
            [3. , 3.5, 4. ]])
     """
+    require_one_library({"x": x, "offset": offset, "mask": mask})
     x = require_array("x", x, "(N, C_in, H, W)")
     kernel = pair("kernel_size", kernel_size, 1)
     geometry = geometry_of(x.shape, kernel, stride, padding, dilation, deformable_groups, groups)
     offset = check_offset(offset, geometry, x.dtype)
     mask = None if mask is None else check_mask(mask, geometry, x.dtype)
-    dtype = compute_dtype(x.dtype)
-    plan = _plan(geometry, dtype, workspace_bytes, backward=False)
-    columns = np.empty(_columns_shape(geometry), x.dtype)
-    shared, workspaces = plan.allocate()
+    twin = twin_of(x)
+    dtype = twin.columns_dtype(x.dtype)
+    plan = _plan(geometry, x, workspace_bytes, False, (x, offset, mask))
+    with twin.on_device(x):
+        columns = twin.empty(_columns_shape(geometry), x)
+        shared, workspaces = twin.allocate(plan, x)
 
-    def sample(tiles: Iterable[Tile], workspace: Workspace, image: Image) -> None:
-        for tile in tiles:
-            with workspace.scope():
-                samples = locate(offset, mask, geometry, tile, dtype, workspace)
-                part = _tile_of_columns(columns, geometry, tile)
-                values = im2col(image, samples)
-                np.copyto(part, values.reshape(part.shape), casting="same_kind")
+        def sample(tiles: Iterable[Tile], workspace: Workspace, image: Any) -> None:
+            for tile in tiles:
+                with workspace.scope():
+                    samples = twin.locate(offset, mask, plan, tile, dtype, workspace)
+                    twin.write_columns(image, samples, columns)
 
-    for images in plan.image_groups():
-        with shared.scope():
-            image = Image(x, images, geometry, dtype, plan.window_cells, shared)
-            spread(partial(sample, image=image), plan.tiles(images), workspaces)
-    return columns
+        for images in plan.image_groups():
+            with shared.scope():
+                image = twin.Image(x, images, plan, dtype, shared)
+                twin.spread(partial(sample, image=image), plan.tiles(images), workspaces)
+    return columns  # type: ignore[no-any-return]
 
 
 def deform_col2im(
@@ -166,6 +162,7 @@ def deform_col2im(
     array([[0.25, 0.25],
            [0.25, 0.25]])
     """
+    require_one_library({"grad_columns": grad_columns, "offset": offset, "mask": mask})
     grad_columns = require_array("grad_columns", grad_columns, COLUMNS_AXES)
     images, groups, _, _, channels = grad_columns.shape
     shape = (images, groups * channels, *pair("image_size", image_size, 1))
@@ -175,10 +172,13 @@ def deform_col2im(
         shape, kernel, stride, padding, dilation, deformable_groups, groups, "grad_columns"
     )
     check_grad_columns(grad_columns, geometry)
-    grad_x = np.empty(shape, grad_columns.dtype)
-    pullback = _pullback(grad_columns, None, offset, mask, geometry, workspace_bytes)
-    pullback(grad_x=grad_x).run()
-    return grad_x
+    offset, mask = _check_samples(grad_columns, offset, mask, geometry)
+    twin = twin_of(grad_columns)
+    plan = _plan(geometry, grad_columns, workspace_bytes, True, (offset, mask, grad_columns))
+    with twin.on_device(grad_columns):
+        grad_x = twin.empty(shape, grad_columns)
+        _pullback(plan, grad_columns, None, offset, mask)(grad_x=grad_x).run()
+    return grad_x  # type: ignore[no-any-return]
 
 
 def deform_coord_grad(
@@ -231,6 +231,7 @@ def deform_coord_grad(
     >>> cupy_dcn.deform_coord_grad(grad, x, offset, 1, stride=2)[0].ravel()  # d/dy, d/dx
     array([10.,  1.])
     """
+    require_one_library({"grad_columns": grad_columns, "x": x, "offset": offset, "mask": mask})
     x = require_array("x", x, "(N, C_in, H, W)")
     grad_columns = require_array("grad_columns", grad_columns, COLUMNS_AXES)
     require_dtype("grad_columns", grad_columns, x)
@@ -240,42 +241,55 @@ def deform_coord_grad(
         x.shape, kernel, stride, padding, dilation, deformable_groups, grad_columns.shape[1]
     )
     check_grad_columns(grad_columns, geometry)
-    pullback = _pullback(grad_columns, x, offset, mask, geometry, workspace_bytes)
-    grad_offset = np.empty(offset.shape, offset.dtype)
-    grad_mask = None if mask is None else np.empty(mask.shape, mask.dtype)
-    pullback(grad_offset=grad_offset, grad_mask=grad_mask).run()
+    offset, mask = _check_samples(grad_columns, offset, mask, geometry)
+    twin = twin_of(x)
+    plan = _plan(geometry, x, workspace_bytes, True, (x, offset, mask, grad_columns))
+    with twin.on_device(x):
+        grad_offset = twin.empty(offset.shape, offset)
+        grad_mask = None if mask is None else twin.empty(mask.shape, mask)
+        pullback = _pullback(plan, grad_columns, x, offset, mask)
+        pullback(grad_offset=grad_offset, grad_mask=grad_mask).run()
     return grad_offset, grad_mask
 
 
-def _pullback(
-    grad_columns: Array,
-    x: Array | None,
-    offset: Array,
-    mask: Array | None,
-    geometry: Geometry,
-    workspace_bytes: int | None,
-) -> partial[Pullback]:
-    """Check offset and mask and prepare the backward from given columns."""
+def _check_samples(
+    grad_columns: Array, offset: Array, mask: Array | None, geometry: Geometry
+) -> tuple[Array, Array | None]:
     like = grad_columns.dtype, "grad_columns"
     offset = check_offset(offset, geometry, *like)
-    mask = None if mask is None else check_mask(mask, geometry, *like)
-    dtype = compute_dtype(grad_columns.dtype)
-    plan = _plan(geometry, dtype, workspace_bytes, backward=True)
+    return offset, None if mask is None else check_mask(mask, geometry, *like)
+
+
+def _pullback(
+    plan: Plan, grad_columns: Array, x: Array | None, offset: Array, mask: Array | None
+) -> partial[Any]:
+    """Prepare the backward from given columns."""
+    twin = twin_of(grad_columns)
+    dtype = twin.columns_dtype(grad_columns.dtype)
 
     def grad_columns_of(tile: Tile, workspace: Workspace) -> Array:
-        part = workspace.cast(_tile_of_columns(grad_columns, geometry, tile), dtype)
-        if is_planar(geometry):
-            return part.reshape(geometry.channels, geometry.taps, -1)
-        return part.reshape(-1, geometry.taps, geometry.channels)
+        return twin.tile_of_columns(  # type: ignore[no-any-return]
+            grad_columns, plan, tile, dtype, workspace
+        )
 
-    return partial(Pullback, plan, dtype, *plan.allocate(), x, offset, mask, grad_columns_of)
+    memory = twin.allocate(plan, grad_columns)
+    return partial(twin.Pullback, plan, dtype, *memory, x, offset, mask, grad_columns_of)
 
 
 def _plan(
-    geometry: Geometry, dtype: np.dtype[Any], workspace_bytes: int | None, backward: bool
+    geometry: Geometry,
+    like: Array,
+    workspace_bytes: int | None,
+    backward: bool,
+    arrays: Iterable[Array | None],
 ) -> Plan:
     budget = check_workspace(workspace_bytes)
-    return Plan.of(geometry, 0, dtype.itemsize, budget, thread_count(), backward)
+    twin = twin_of(like)
+    dtype = twin.columns_dtype(like.dtype)
+    elements = math.prod(_columns_shape(geometry))
+    return twin.make_plan(  # type: ignore[no-any-return]
+        geometry, 0, dtype, budget, backward, arrays, elements
+    )
 
 
 def _columns_shape(geometry: Geometry) -> tuple[int, int, int, int, int]:
@@ -283,11 +297,3 @@ def _columns_shape(geometry: Geometry) -> tuple[int, int, int, int, int]:
         geometry.images, geometry.groups, geometry.out_pixels, geometry.taps,
         geometry.group_channels,
     )  # fmt: skip
-
-
-def _tile_of_columns(columns: Array, geometry: Geometry, tile: Tile) -> Array:
-    """View a tile of (N, G, OH*OW, K, C_in/G) in the memory order of the tile's samples."""
-    first = tile.rows.start * geometry.out_width + tile.columns.start
-    count = tile.images.stop - tile.images.start
-    part = columns[tile.images, :, first : first + tile.pixels // count]
-    return part.transpose((1, 4, 3, 0, 2) if is_planar(geometry) else (0, 2, 3, 1, 4))

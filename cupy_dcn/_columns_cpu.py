@@ -15,13 +15,16 @@ Columns of a tile: "rows" order (pixels, K, C_in), "planes" order (C_in, K, pixe
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from ._arrays import Array
 from ._corners_cpu import Corners
+from ._geometry import Geometry
+from ._plan import Plan, Tile
 from ._samples_cpu import Samples, all_finite
-from ._windows_cpu import Image, Window
+from ._windows_cpu import Image, Window, is_planar
 from ._workspace import Workspace
 
 # Corner dot products gather so much at a time, to stay in the second-level cache.
@@ -39,6 +42,30 @@ def im2col(image: Image, samples: Samples) -> Array:
     if not samples.mask_is_finite:
         times_mask(columns, samples)
     return columns
+
+
+def write_columns(image: Image, samples: Samples, columns: Array) -> None:
+    """Sample a tile into its part of (N, G, OH*OW, K, C_in/G)."""
+    part = part_of_columns(columns, samples.geometry, samples.tile)
+    np.copyto(part, im2col(image, samples).reshape(part.shape), casting="same_kind")
+
+
+def tile_of_columns(
+    columns: Array, plan: Plan, tile: Tile, dtype: np.dtype[Any], workspace: Workspace
+) -> Array:
+    """Return a tile of the whole array of columns in the memory order of its samples."""
+    geometry = plan.geometry
+    part = workspace.cast(part_of_columns(columns, geometry, tile), dtype)
+    if is_planar(geometry):
+        return part.reshape(geometry.channels, geometry.taps, -1)
+    return part.reshape(-1, geometry.taps, geometry.channels)
+
+
+def part_of_columns(columns: Array, geometry: Geometry, tile: Tile) -> Array:
+    """View a tile of (N, G, OH*OW, K, C_in/G) in the memory order of the tile's samples."""
+    first = tile.rows.start * geometry.out_width + tile.columns.start
+    part = columns[tile.images, :, first : first + tile.image_pixels]
+    return part.transpose((1, 4, 3, 0, 2) if is_planar(geometry) else (0, 2, 3, 1, 4))
 
 
 def _gather_rows(

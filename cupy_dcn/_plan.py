@@ -16,8 +16,10 @@ float32, forward: x (2, 64, 56, 56), 3x3 -> both images held, 2 tiles an image o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ._geometry import Geometry
 from ._workspace import ALIGNMENT, Workspace
@@ -50,10 +52,18 @@ class Tile(NamedTuple):
     @property
     def pixels(self) -> int:
         """How many output pixels the tile has, over all of its images."""
-        count = 1
-        for part in self:
-            count *= part.stop - part.start
-        return count
+        return self.image_count * self.image_pixels
+
+    @property
+    def image_count(self) -> int:
+        """How many images the tile spans."""
+        return int(self.images.stop - self.images.start)
+
+    @property
+    def image_pixels(self) -> int:
+        """How many output pixels of one image the tile has."""
+        rows, columns = self.rows, self.columns
+        return int(rows.stop - rows.start) * int(columns.stop - columns.start)
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,7 @@ class Plan:
     workers: int
     image_bytes: int  # shared by the workers
     worker_bytes: int  # each
+    index: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.int64))  # of kernels
 
     @property
     def holds_whole(self) -> bool:
@@ -104,7 +115,7 @@ class Plan:
             raise ValueError(
                 f"workspace_bytes is {workspace_bytes}, expected at least {least}: twice the larger"
                 f" of one output pixel's columns and one window of x ({geometry.channels} channels,"
-                f" {geometry.taps} taps); None takes the default of 64 MiB"
+                f" {geometry.taps} taps); pass workspace_bytes={least} or more"
             )
         workers = min(workers, workspace_bytes // least)
         half = workspace_bytes // 2

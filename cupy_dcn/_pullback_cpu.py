@@ -40,15 +40,15 @@ class Pullback:
     offset: Array
     mask: Array | None
     grad_columns_of: Callable[[Tile, Workspace], Array]
-    grad_weight_of: Callable[[Tile, Array, Workspace], Array] | None = None  # from columns
+    add_grad_weight: Callable[[Tile, Array, Workspace, Array | None], Array] | None = None
     grad_x: Array | None = None
     grad_offset: Array | None = None
     grad_mask: Array | None = None
 
     def run(self) -> Array | None:
-        """Fill the gradients; return the sum of ``grad_weight_of`` over all tiles."""
+        """Fill the gradients; return the weight's, summed over all tiles."""
         plan = self.plan
-        if self.grad_weight_of is None and self.grad_x is None and not self._wants_coordinates:
+        if self.add_grad_weight is None and self.grad_x is None and not self._wants_coordinates:
             return None
         scatter = self.grad_x is not None and plan.holds_whole
         grad_weight: Array | None = None
@@ -74,13 +74,12 @@ class Pullback:
         return self.grad_offset is not None or self.grad_mask is not None
 
     def _image(self, images: slice) -> Image | None:
-        if self.x is None or not (self.grad_weight_of or self._wants_coordinates):
+        if self.x is None or not (self.add_grad_weight or self._wants_coordinates):
             return None
-        plan = self.plan
-        return Image(self.x, images, plan.geometry, self.dtype, plan.window_cells, self.shared)
+        return Image(self.x, images, self.plan, self.dtype, self.shared)
 
     def _locate(self, tile: Tile, workspace: Workspace) -> Samples:
-        return locate(self.offset, self.mask, self.plan.geometry, tile, self.dtype, workspace)
+        return locate(self.offset, self.mask, self.plan, tile, self.dtype, workspace)
 
     def _zero_window(self, box: Box | None, images: slice, workspace: Workspace) -> Window:
         count = images.stop - images.start
@@ -99,8 +98,7 @@ class Pullback:
         grad_weight: Array | None = None
         for tile in tiles:
             with workspace.scope():
-                part = self._tile(tile, workspace, images, image, window)
-            grad_weight = _sum(grad_weight, part)
+                grad_weight = self._tile(tile, workspace, images, image, window, grad_weight)
         return grad_weight, window
 
     def _tile(
@@ -110,24 +108,25 @@ class Pullback:
         images: slice,
         image: Image | None,
         window: Window | None,
+        grad_weight: Array | None,
     ) -> Array | None:
-        """Add one tile to ``window``, write its coordinate gradients, return its grad_weight."""
+        """Add one tile to ``window`` and ``grad_weight``, write its coordinate gradients."""
         samples = self._locate(tile, workspace)
         columns = None
         if self._wants_coordinates or window is not None:
             grad_columns = self.grad_columns_of(tile, workspace)
             if self._wants_coordinates and image is not None:
-                if self.grad_weight_of is not None:
+                if self.add_grad_weight is not None:
                     columns = workspace.zeros(samples.columns_shape, samples.dtype)
                 gradients = coord_grad(grad_columns, image, samples, columns)
                 self._write_coordinates(samples, gradients)
             if window is not None:
                 col2im(grad_columns, samples, window.of_images(tile.images, images.start))
-        if self.grad_weight_of is None or image is None:
-            return None
+        if self.add_grad_weight is None or image is None:
+            return grad_weight
         if columns is None:
             columns = im2col(image, samples)
-        return self.grad_weight_of(tile, columns, workspace)
+        return self.add_grad_weight(tile, columns, workspace, grad_weight)
 
     def _write_coordinates(self, samples: Samples, gradients: tuple[Array, Array, Array]) -> None:
         by_y, by_x, by_mask = gradients

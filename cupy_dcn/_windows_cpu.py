@@ -14,7 +14,7 @@ import numpy as np
 
 from ._arrays import Array
 from ._geometry import Geometry
-from ._plan import BORDER
+from ._plan import BORDER, Plan
 from ._workspace import Workspace
 
 # Rows against planes, ms forward / backward at x (1, C, 256, 256) -> 8, 5x5: C = 1 23 / 44 against
@@ -159,15 +159,14 @@ class Image:
         self,
         x: Array,
         images: slice,
-        geometry: Geometry,
+        plan: Plan,
         dtype: np.dtype[Any],
-        window_cells: int | None,
         workspace: Workspace,
     ) -> None:
         self._x, self._first = x[images], images.start
-        self._geometry, self._dtype = geometry, dtype
-        self._window_cells = window_cells
-        if window_cells is None:
+        self._geometry, self._dtype = plan.geometry, dtype
+        self._window_cells = plan.window_cells
+        if plan.holds_whole:
             self._whole = self._crop(None, self._x, workspace)
 
     def _crop(self, box: Box | None, x: Array, workspace: Workspace) -> Window:

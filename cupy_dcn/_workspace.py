@@ -10,39 +10,42 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import Array
+from ._arrays import Array, address_of
 
-ALIGNMENT = 64
+ALIGNMENT = 128  # a line of any cache here
 
 
 class Workspace:
-    """Hands out arrays from a block of bytes; a block too small is helped out by NumPy."""
+    """Hands out arrays from a block of bytes; a block too small is helped out by the library."""
 
-    def __init__(self, block: npt.NDArray[np.uint8]) -> None:
+    def __init__(self, block: Array, library: Any = np) -> None:
         self._block = block
+        self._library = library
+        self._address = address_of(block)
         self._used = 0
 
     @classmethod
-    def of(cls, nbytes: int) -> Workspace:
-        """Allocate a workspace."""
-        return cls(np.empty(nbytes, np.uint8))
+    def of(cls, nbytes: int, library: Any = np) -> Workspace:
+        """Allocate a workspace of arrays of NumPy or CuPy."""
+        return cls(library.empty(nbytes, np.uint8), library)
 
     def part(self, nbytes: int) -> Workspace:
-        """Hand out a workspace of its own, for another thread."""
-        return Workspace(self.empty(nbytes, np.uint8))
+        """Hand out a workspace of its own, for another thread or purpose."""
+        return Workspace(self.empty(nbytes, np.uint8), self._library)
 
     def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """Return an uninitialised C-contiguous array."""
         dtype = np.dtype(dtype)
         nbytes = math.prod(shape) if isinstance(shape, tuple) else shape
         nbytes *= dtype.itemsize
-        first = self._used + (-(self._block.ctypes.data + self._used)) % ALIGNMENT
+        first = self._used + (-(self._address + self._used)) % ALIGNMENT
         if first + nbytes > self._block.size:
-            return np.empty(shape, dtype)
+            return self._library.empty(shape, dtype)  # type: ignore[no-any-return]
         self._used = first + nbytes
         return self._block[first : self._used].view(dtype).reshape(shape)
 
@@ -55,7 +58,7 @@ class Workspace:
     def cast(self, array: Array, dtype: npt.DTypeLike) -> Array:
         """Return a C-contiguous copy of another dtype."""
         copy = self.empty(array.shape, dtype)
-        np.copyto(copy, array, casting="unsafe")
+        self._library.copyto(copy, array, casting="unsafe")
         return copy
 
     @contextmanager

@@ -8,13 +8,11 @@ The backward is the same stages right to left.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from . import _matmul
 from ._arguments import (
     GRADIENTS,
     Arguments,
@@ -24,13 +22,9 @@ from ._arguments import (
     out_shape,
     validate,
 )
-from ._arrays import Array, compute_dtype
-from ._columns_cpu import im2col
-from ._parallel import spread, thread_count
+from ._arrays import Array
 from ._plan import Plan, Tile
-from ._pullback_cpu import Pullback
-from ._samples_cpu import locate
-from ._windows_cpu import Image
+from ._twins import twin_of
 from ._workspace import Workspace
 
 
@@ -157,33 +151,42 @@ def deform_conv2d(
         x, offset, weight, bias, stride, padding, dilation, deformable_groups, groups, mask,
         workspace_bytes,
     )  # fmt: skip
-    geometry, dtype = call.geometry, compute_dtype(call.x.dtype)
-    plan = _plan(call, dtype, backward=False)
-    result = np.empty(out_shape(call), call.x.dtype) if out is None else check_out(out, call)
-    matrix = _matmul.weight_matrix(call.weight, geometry, dtype)
-    shift = None if call.bias is None else call.bias.astype(dtype, copy=False)
-    shared, workspaces = plan.allocate()
+    geometry, twin = call.geometry, twin_of(call.x)
+    dtype = twin.columns_dtype(call.x.dtype)
+    checked = None if out is None else check_out(out, call)
+    plan = _plan(call, backward=False)
+    with twin.on_device(call.x):
+        result = twin.empty(out_shape(call), call.x) if checked is None else checked
+        matrix = twin.weight_matrix(call.weight, geometry, dtype)
+        shift = None if call.bias is None else call.bias.astype(dtype, copy=False)
+        shared, workspaces = twin.allocate(plan, call.x)
 
-    def convolve(tiles: Iterable[Tile], workspace: Workspace, image: Image) -> None:
-        for tile in tiles:
-            with workspace.scope():
-                samples = locate(call.offset, call.mask, geometry, tile, dtype, workspace)
-                columns = im2col(image, samples)
-                product = _matmul.multiply_columns(matrix, columns, geometry, workspace)
-                _matmul.write_output(product, shift, result, tile)
+        def convolve(tiles: Iterable[Tile], workspace: Workspace, image: Any) -> None:
+            for tile in tiles:
+                with workspace.scope():
+                    samples = twin.locate(call.offset, call.mask, plan, tile, dtype, workspace)
+                    columns = twin.im2col(image, samples)
+                    twin.write_output(matrix, columns, shift, result, tile, geometry, workspace)
 
-    for images in plan.image_groups():
-        with shared.scope():
-            image = Image(call.x, images, geometry, dtype, plan.window_cells, shared)
-            spread(partial(convolve, image=image), plan.tiles(images), workspaces)
-    return result if out is None else out
+        for images in plan.image_groups():
+            with shared.scope():
+                image = twin.Image(call.x, images, plan, dtype, shared)
+                twin.spread(partial(convolve, image=image), plan.tiles(images), workspaces)
+    return result if out is None else out  # type: ignore[no-any-return]
 
 
-def _plan(call: Arguments, dtype: np.dtype[Any], backward: bool) -> Plan:
-    return Plan.of(
-        call.geometry, call.weight.shape[0], dtype.itemsize, call.workspace_bytes,
-        thread_count(), backward,
-    )  # fmt: skip
+def _plan(call: Arguments, backward: bool, grad_output: Array | None = None) -> Plan:
+    twin = twin_of(call.x)
+    arrays = (call.x, call.offset, call.weight, call.mask, grad_output)
+    return twin.make_plan(  # type: ignore[no-any-return]
+        call.geometry,
+        call.weight.shape[0],
+        twin.columns_dtype(call.x.dtype),
+        call.workspace_bytes,
+        backward,
+        arrays,
+        math.prod(out_shape(call)),
+    )
 
 
 def deform_conv2d_backward(
@@ -267,29 +270,33 @@ def deform_conv2d_backward(
     )  # fmt: skip
     grad_output = check_grad_output(grad_output, call)
     wanted = check_needs(needs)
-    geometry, dtype = call.geometry, compute_dtype(call.x.dtype)
-    plan = _plan(call, dtype, backward=True)
-    grads = Gradients(*(_empty_like(getattr(call, name), name in wanted) for name in GRADIENTS))
-    matrix = _matmul.weight_matrix(call.weight, geometry, dtype)
+    geometry, twin = call.geometry, twin_of(call.x)
+    dtype = twin.columns_dtype(call.x.dtype)
+    plan = _plan(call, backward=True, grad_output=grad_output)
+    with twin.on_device(call.x):
+        arguments = (getattr(call, name) if name in wanted else None for name in GRADIENTS)
+        grads = Gradients(*(a if a is None else twin.empty(a.shape, a) for a in arguments))
+        matrix = twin.weight_matrix(call.weight, geometry, dtype)
 
-    def grad_columns_of(tile: Tile, workspace: Workspace) -> Array:
-        grad = _matmul.read_tile(grad_output, geometry.groups, tile, dtype, workspace)
-        return _matmul.multiply_grad_output(matrix, grad, geometry, workspace)
+        def grad_columns_of(tile: Tile, workspace: Workspace) -> Array:
+            return twin.grad_columns(  # type: ignore[no-any-return]
+                matrix, grad_output, tile, geometry, workspace
+            )
 
-    def grad_weight_of(tile: Tile, columns: Array, workspace: Workspace) -> Array:
-        grad = _matmul.read_tile(grad_output, geometry.groups, tile, dtype, workspace)
-        return _matmul.multiply_for_weight(grad, columns, geometry, workspace)
+        def add_grad_weight(
+            tile: Tile, columns: Array, workspace: Workspace, total: Array | None
+        ) -> Array:
+            return twin.add_grad_weight(  # type: ignore[no-any-return]
+                grad_output, tile, columns, geometry, workspace, total
+            )
 
-    total = Pullback(
-        plan, dtype, *plan.allocate(), call.x, call.offset, call.mask, grad_columns_of,
-        None if grads.weight is None else grad_weight_of, grads.x, grads.offset, grads.mask,
-    ).run()  # fmt: skip
-    if grads.weight is not None:
-        grads.weight[...] = 0 if total is None else _matmul.weight_from_matrix(total, geometry)
-    if grads.bias is not None:
-        grads.bias[...] = grad_output.sum(axis=(0, 2, 3), dtype=np.float64)
+        total = twin.Pullback(
+            plan, dtype, *twin.allocate(plan, call.x), call.x, call.offset, call.mask,
+            grad_columns_of, None if grads.weight is None else add_grad_weight,
+            grads.x, grads.offset, grads.mask,
+        ).run()  # fmt: skip
+        if grads.weight is not None:
+            grads.weight[...] = 0 if total is None else twin.weight_from_matrix(total, geometry)
+        if grads.bias is not None:
+            grads.bias[...] = twin.sum_planes(grad_output)
     return grads
-
-
-def _empty_like(array: Array | None, wanted: bool) -> Array | None:
-    return np.empty(array.shape, array.dtype) if array is not None and wanted else None

@@ -109,14 +109,14 @@ OWNERS = {"x": (*CONVOLUTIONS, *STAGES[:1]), "grad_columns": STAGES[1:]}
 
 NOT_AN_ARRAY = [
     *(
-        wrong(f"{name} is {came}", TypeError, f"{name} must be a NumPy array {axes}, got {came};",
+        wrong(f"{name} is {came}", TypeError, f"{name} must be a NumPy or CuPy array {axes}, got {came};",
               "numpy.asarray(...) converts lists and CPU tensors", **{name: value})
         for name, axes in AXES.items()
         for came, value in NO_ARRAYS.items()
         if name != "out" and (value is not None or name not in OPTIONAL)
     ),
     *(
-        wrong(f"{name} is masked", TypeError, f"{name} must be a plain NumPy array {axes}, got a"
+        wrong(f"{name} is masked", TypeError, f"{name} must be a plain array {axes}, got a"
               " masked array; fill its holes first with .filled(value)",
               **{name: np.ma.array(array(SHAPES[name]))})
         for name, axes in AXES.items()
@@ -441,7 +441,7 @@ RESULTS = [
     ),
     wrong("workspace_bytes = 100", ValueError, "workspace_bytes is 100, expected at least",
           ": twice the larger of one output pixel's columns and one window of x (6 channels, 6"
-          " taps); None takes the default of 64 MiB", workspace_bytes=100),
+          " taps); pass workspace_bytes=", workspace_bytes=100),
 ]  # fmt: skip
 
 LAYOUT = [

@@ -8,9 +8,12 @@ import pytest
 from cases import CASES, Case, assert_close, budgets, plain_convolution
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from libraries import dcn
 
 import cupy_dcn
 from cupy_dcn import _oracle
+
+pytestmark = pytest.mark.usefixtures("library")
 
 NAMES = ("x", "offset", "weight", "bias", "mask")
 
@@ -30,10 +33,8 @@ def assert_call_matches_oracle(case, dtype, tolerance, workspaces=(None,)):
     gradients = oracle_backward(case, grad_output, x, offset, weight, mask)
     for workspace in workspaces:
         settings = {**case.attributes, "mask": mask, "workspace_bytes": workspace}
-        assert_close(
-            cupy_dcn.deform_conv2d(x, offset, weight, bias, **settings), expected, tolerance
-        )
-        ours = cupy_dcn.deform_conv2d_backward(grad_output, x, offset, weight, bias, **settings)
+        assert_close(dcn.deform_conv2d(x, offset, weight, bias, **settings), expected, tolerance)
+        ours = dcn.deform_conv2d_backward(grad_output, x, offset, weight, bias, **settings)
         for name in NAMES:
             if name == "mask" and mask is None:
                 assert ours.mask is None
@@ -45,7 +46,7 @@ def assert_call_matches_oracle(case, dtype, tolerance, workspaces=(None,)):
 def test_matches_the_oracle_in_float64_under_any_budget(case):
     x, offset, weight, bias, mask, grad_output = case.arrays()
     arguments = (grad_output, x, offset, weight, bias)
-    workspaces = budgets(cupy_dcn.deform_conv2d_backward, *arguments, **case.attributes, mask=mask)
+    workspaces = budgets(dcn.deform_conv2d_backward, *arguments, **case.attributes, mask=mask)
     assert_call_matches_oracle(case, np.float64, 1e-12, workspaces)
 
 
@@ -92,7 +93,7 @@ def test_matches_the_oracle_for_any_attributes(case):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_zero_offset_is_plain_convolution(case):
     x, offset, weight, bias, _, _ = case.arrays()
-    ours = cupy_dcn.deform_conv2d(x, np.zeros_like(offset), weight, bias, **case.attributes)
+    ours = dcn.deform_conv2d(x, np.zeros_like(offset), weight, bias, **case.attributes)
     expected = plain_convolution(
         x, weight, bias, case.stride, case.padding, case.dilation, case.groups
     )
@@ -105,7 +106,7 @@ def test_whole_offset_is_shifted_convolution(shift):
     x, offset, weight, bias, _, _ = case.arrays()
     dy = np.full((2, 9, *offset.shape[2:]), float(shift[0]))
     dx = np.full_like(dy, float(shift[1]))
-    ours = cupy_dcn.deform_conv2d(x, cupy_dcn.pack_offset(dy, dx), weight, bias, **case.attributes)
+    ours = dcn.deform_conv2d(x, cupy_dcn.pack_offset(dy, dx), weight, bias, **case.attributes)
     wide = np.pad(x, ((0, 0), (0, 0), (4, 4), (4, 4)))
     shifted = np.roll(wide, (-shift[0], -shift[1]), axis=(2, 3))[:, :, 3:-3, 3:-3]
     expected = plain_convolution(shifted, weight, bias, (1, 1), (0, 0, 0, 0), (1, 1), 1)
@@ -115,10 +116,8 @@ def test_whole_offset_is_shifted_convolution(shift):
 @pytest.mark.parametrize("case", [CASES[1], CASES[7]], ids=str)
 def test_mask_of_ones_is_no_mask(case):
     x, offset, weight, bias, mask, _ = case.arrays()
-    without = cupy_dcn.deform_conv2d(x, offset, weight, bias, **case.attributes)
-    ones = cupy_dcn.deform_conv2d(
-        x, offset, weight, bias, **case.attributes, mask=np.ones_like(mask)
-    )
+    without = dcn.deform_conv2d(x, offset, weight, bias, **case.attributes)
+    ones = dcn.deform_conv2d(x, offset, weight, bias, **case.attributes, mask=np.ones_like(mask))
     assert_close(ones, without, 1e-15)
 
 
@@ -132,16 +131,14 @@ def test_gradients_are_finite_differences(case, name):
     if name == "mask" and mask is None:
         mask = np.ones((len(x), offset.shape[1] // 2, *offset.shape[2:]))
     arguments = {"x": x, "offset": offset, "weight": weight, "bias": bias, "mask": mask}
-    ours = cupy_dcn.deform_conv2d_backward(
-        grad_output, **arguments, **case.attributes, needs=(name,)
-    )
+    ours = dcn.deform_conv2d_backward(grad_output, **arguments, **case.attributes, needs=(name,))
     rng = np.random.default_rng(1)
     direction, step = rng.standard_normal(arguments[name].shape), 1e-3
     direction /= np.abs(direction).max()
 
     def loss(sign):
         moved = {**arguments, name: arguments[name] + sign * step * direction}
-        return np.sum(grad_output * cupy_dcn.deform_conv2d(**moved, **case.attributes))
+        return np.sum(grad_output * dcn.deform_conv2d(**moved, **case.attributes))
 
     # The output is linear in each of them while no sample crosses a grid line, except in dy
     # and dx together (their product): the central difference is exact but for step^2.
@@ -155,7 +152,7 @@ ARANGE = np.arange(9.0).reshape(1, 1, 3, 3)
 def test_onnx_vector_with_padding():
     offset = np.zeros((1, 8, 4, 4))
     offset[0, 0, 0, 0], offset[0, 5, 1, 2] = 0.5, -0.1
-    ours = cupy_dcn.deform_conv2d(ARANGE, offset, np.ones((1, 1, 2, 2)), padding=1)
+    ours = dcn.deform_conv2d(ARANGE, offset, np.ones((1, 1, 2, 2)), padding=1)
     expected = [[0, 1, 3, 2], [3, 8, 11.9, 7], [9, 20, 24, 13], [6, 13, 15, 8]]
     np.testing.assert_allclose(ours[0, 0], expected, rtol=1e-14)
 
@@ -164,10 +161,10 @@ def test_onnx_vector_with_bias_and_mask():
     offset = np.zeros((1, 8, 2, 2))
     offset[0, 0, 0, 0], offset[0, 5, 0, 1] = 0.5, -0.1
     weight, mask = np.ones((1, 1, 2, 2)), np.ones((1, 4, 2, 2))
-    plain = cupy_dcn.deform_conv2d(ARANGE, offset, weight)
+    plain = dcn.deform_conv2d(ARANGE, offset, weight)
     np.testing.assert_allclose(plain[0, 0], [[9.5, 11.9], [20, 24]], rtol=1e-14)
     mask[0, 2, 1, 1] = 0.2
-    ours = cupy_dcn.deform_conv2d(ARANGE, offset, weight, np.ones(1), mask=mask)
+    ours = dcn.deform_conv2d(ARANGE, offset, weight, np.ones(1), mask=mask)
     np.testing.assert_allclose(ours[0, 0], [[10.5, 12.9], [21, 19.4]], rtol=1e-14)
 
 
@@ -175,7 +172,7 @@ def test_onnx_vector_with_two_deformable_groups():
     x = np.concatenate([ARANGE, ARANGE[:, :, ::-1, ::-1]], axis=1)
     offset = np.zeros((1, 16, 2, 2))
     offset[0, 0, 0, 0], offset[0, 13, 0, 1] = 0.5, -0.1
-    ours = cupy_dcn.deform_conv2d(x, offset, np.ones((1, 2, 2, 2)), deformable_groups=2)
+    ours = dcn.deform_conv2d(x, offset, np.ones((1, 2, 2, 2)), deformable_groups=2)
     np.testing.assert_allclose(ours[0, 0], [[33.5, 32.1], [32, 32]], rtol=1e-14)
 
 
@@ -185,7 +182,7 @@ def test_shapes_of_paddles_documented_examples(masked):
     x, weight = rng.random((8, 1, 28, 28)), rng.random((16, 1, 3, 3))
     offset = rng.random((8, 18, 26, 26))
     mask = rng.random((8, 9, 26, 26)) if masked else None
-    assert cupy_dcn.deform_conv2d(x, offset, weight, mask=mask).shape == (8, 16, 26, 26)
+    assert dcn.deform_conv2d(x, offset, weight, mask=mask).shape == (8, 16, 26, 26)
 
 
 def test_signature_is_paddles():
@@ -217,7 +214,7 @@ def test_signature_is_paddles():
 
 def test_name_is_accepted_and_ignored():
     offset, weight = np.zeros((1, 2, 3, 3)), np.ones((1, 1, 1, 1))
-    ours = cupy_dcn.deform_conv2d(ARANGE, offset, weight, name="anything")
+    ours = dcn.deform_conv2d(ARANGE, offset, weight, name="anything")
     np.testing.assert_array_equal(ours, ARANGE)
 
 
@@ -237,7 +234,7 @@ def test_forms_of_padding(padding, sides):
     x, offset, weight, bias, mask, _ = case.arrays()
     expected = oracle_forward(case, x, offset, weight, bias, mask)
     assert_close(
-        cupy_dcn.deform_conv2d(x, offset, weight, bias, padding=padding, mask=mask), expected, 1e-12
+        dcn.deform_conv2d(x, offset, weight, bias, padding=padding, mask=mask), expected, 1e-12
     )
 
 
@@ -247,7 +244,7 @@ def test_same_padding_gives_ceil_of_size_by_stride(size, kernel, stride, dilatio
     wanted = -(-size // stride)
     x, weight = np.ones((1, 1, size, 1)), np.ones((1, 1, kernel, 1))
     offset = np.zeros((1, 2 * kernel, wanted, 1))
-    y = cupy_dcn.deform_conv2d(x, offset, weight, None, (stride, 1), "same", (dilation, 1))
+    y = dcn.deform_conv2d(x, offset, weight, None, (stride, 1), "same", (dilation, 1))
     assert y.shape == (1, 1, wanted, 1)
 
 

@@ -41,7 +41,7 @@ def run(call):
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_same_bits_from_run_to_run(call, threads, monkeypatch):
-    monkeypatch.setattr("cupy_dcn.functional.thread_count", lambda: threads)
+    monkeypatch.setattr("cupy_dcn._cpu.thread_count", lambda: threads)
     first = run(call)
     for _ in range(3):
         for one, again in zip(first, run(call), strict=True):
@@ -49,16 +49,16 @@ def test_same_bits_from_run_to_run(call, threads, monkeypatch):
 
 
 def test_threads_agree_with_one(call, monkeypatch):
-    monkeypatch.setattr("cupy_dcn.functional.thread_count", lambda: 1)
+    monkeypatch.setattr("cupy_dcn._cpu.thread_count", lambda: 1)
     alone = run(call)
     for threads in (2, 3, 7):
-        monkeypatch.setattr("cupy_dcn.functional.thread_count", lambda n=threads: n)
+        monkeypatch.setattr("cupy_dcn._cpu.thread_count", lambda n=threads: n)
         for one, together in zip(alone, run(call), strict=True):
             np.testing.assert_allclose(together, one, atol=5e-6 * np.abs(one).max())
 
 
 def test_many_callers_at_once(call, monkeypatch):
-    monkeypatch.setattr("cupy_dcn.functional.thread_count", lambda: 2)
+    monkeypatch.setattr("cupy_dcn._cpu.thread_count", lambda: 2)
     expected, before = run(call), blas_threads()
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(lambda _: run(call), range(12)))
@@ -122,7 +122,7 @@ def test_one_thread_where_no_blas_can_be_held(call, monkeypatch):
 
 @pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="errstate is a thread's")
 def test_threads_heed_the_callers_errstate(call, monkeypatch):
-    monkeypatch.setattr("cupy_dcn.functional.thread_count", lambda: 2)
+    monkeypatch.setattr("cupy_dcn._cpu.thread_count", lambda: 2)
     arrays = {k: v.astype(np.float16) if hasattr(v, "astype") else v for k, v in call[1].items()}
     arrays["weight"] *= np.float16(8e3)  # the output overflows float16
     with np.errstate(over="ignore"):

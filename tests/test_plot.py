@@ -153,7 +153,7 @@ def test_without_matplotlib(monkeypatch):
         ({"image": np.ones(4)}, ValueError, r"image has shape \(4,\), expected \(H, W\)"),
         ({"image": np.ones((2, 9, 10))}, ValueError, r"image has shape \(2, 9, 10\), expected"),
         ({"image": np.ones((8, 10))}, ValueError, "offset has a size of 5x9, expected .* = 4x9"),
-        ({"offset": [1.0]}, TypeError, r"offset must be a NumPy array .* got list"),
+        ({"offset": [1.0]}, TypeError, r"offset must be a NumPy or CuPy array .* got list"),
         ({"offset": np.ones((2, 24, 5, 9))}, ValueError, "offset has a batch of 2, expected 1"),
         ({"offset": np.ones((1, 25, 5, 9))}, ValueError, "25 channels, expected .* = 24"),
         ({"offset": np.ones((1, 4, 5, 9))}, ValueError, "4 channels, expected .* = 12"),
@@ -171,7 +171,7 @@ def test_without_matplotlib(monkeypatch):
         ({"deformable_group": 2}, ValueError, "deformable_group is 2, expected .* = 2;"),
         ({"deformable_group": 0.5}, TypeError, "deformable_group must be an int, got 0.5"),
         ({"mask": np.ones((1, 6, 5, 9))}, ValueError, "mask has 6 channels, expected .* = 12"),
-        ({"mask": 1.0}, TypeError, r"mask must be a NumPy array .* got float"),
+        ({"mask": 1.0}, TypeError, r"mask must be a NumPy or CuPy array .* got float"),
     ],
 )
 def test_wrong_calls(ax, changes, error, message):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from libraries import dcn
 
-import cupy_dcn
+pytestmark = pytest.mark.usefixtures("library")
 
 DATA = Path(__file__).with_name("data")
 PEERS = ("torchvision", "paddle")
@@ -56,7 +57,7 @@ def assert_matches(ours, reference, dtype, what):
 @pytest.mark.parametrize(("peer", "case"), ALL_CASES)
 def test_output(peer, case, dtype):
     arrays = load_peer(peer)[1][case]
-    output = cupy_dcn.deform_conv2d(**arguments(arrays, dtype))
+    output = dcn.deform_conv2d(**arguments(arrays, dtype))
     assert_matches(output, arrays["output"], dtype, f"output ({arrays['about']})")
 
 
@@ -64,7 +65,7 @@ def test_output(peer, case, dtype):
 @pytest.mark.parametrize(("peer", "case"), ALL_CASES)
 def test_gradients(peer, case, dtype):
     arrays = load_peer(peer)[1][case]
-    gradients = cupy_dcn.deform_conv2d_backward(
+    gradients = dcn.deform_conv2d_backward(
         arrays["grad_output"].astype(dtype), **arguments(arrays, dtype)
     )
     assert gradients._fields == INPUTS

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 from cases import CASES, assert_close, budgets
+from libraries import dcn
 
 import cupy_dcn
 from cupy_dcn import _oracle, _sparse_cpu
+
+pytestmark = pytest.mark.usefixtures("library")
 
 
 def stage_arguments(case, dtype=np.float64):
@@ -21,8 +24,8 @@ def test_im2col_matches_the_oracle(case):
     x, offset, mask, attributes, columns, _ = stage_arguments(case)
     arguments = (x, offset, case.kernel)
     keywords = {**attributes, "groups": case.groups, "mask": mask}
-    for workspace in budgets(cupy_dcn.deform_im2col, *arguments, **keywords):
-        ours = cupy_dcn.deform_im2col(*arguments, **keywords, workspace_bytes=workspace)
+    for workspace in budgets(dcn.deform_im2col, *arguments, **keywords):
+        ours = dcn.deform_im2col(*arguments, **keywords, workspace_bytes=workspace)
         assert ours.flags.c_contiguous
         assert_close(ours, columns, 1e-13)
 
@@ -34,10 +37,10 @@ def test_derivatives_match_the_oracle(case):
     scatter = (grad_columns, offset, case.size, case.kernel)
     differentiate = (grad_columns, x, offset, case.kernel)
     keywords = {**attributes, "mask": mask}
-    for workspace in budgets(cupy_dcn.deform_col2im, *scatter, **keywords):
+    for workspace in budgets(dcn.deform_col2im, *scatter, **keywords):
         keywords["workspace_bytes"] = workspace
-        assert_close(cupy_dcn.deform_col2im(*scatter, **keywords), expected[0], 1e-13)
-        grad_offset, grad_mask = cupy_dcn.deform_coord_grad(*differentiate, **keywords)
+        assert_close(dcn.deform_col2im(*scatter, **keywords), expected[0], 1e-13)
+        grad_offset, grad_mask = dcn.deform_coord_grad(*differentiate, **keywords)
         assert_close(grad_offset, expected[1], 1e-13)
         if mask is None:
             assert grad_mask is None
@@ -48,10 +51,8 @@ def test_derivatives_match_the_oracle(case):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_col2im_is_the_adjoint_of_im2col(case):
     x, offset, mask, attributes, _, grad_columns = stage_arguments(case)
-    columns = cupy_dcn.deform_im2col(
-        x, offset, case.kernel, **attributes, groups=case.groups, mask=mask
-    )
-    grad_x = cupy_dcn.deform_col2im(
+    columns = dcn.deform_im2col(x, offset, case.kernel, **attributes, groups=case.groups, mask=mask)
+    grad_x = dcn.deform_col2im(
         grad_columns, offset, case.size, case.kernel, **attributes, mask=mask
     )
     np.testing.assert_allclose(np.vdot(columns, grad_columns), np.vdot(x, grad_x), rtol=1e-12)
@@ -63,9 +64,9 @@ def test_scipys_public_products_give_the_same(case, monkeypatch):
     expected = _oracle.backward_of_im2col(grad_columns, x, offset, *case.sampling, mask)
     monkeypatch.setattr(_sparse_cpu, "_routines", None)
     keywords = {**attributes, "mask": mask}
-    ours = cupy_dcn.deform_im2col(x, offset, case.kernel, **keywords, groups=case.groups)
+    ours = dcn.deform_im2col(x, offset, case.kernel, **keywords, groups=case.groups)
     assert_close(ours, columns, 1e-13)
-    grad_x = cupy_dcn.deform_col2im(grad_columns, offset, case.size, case.kernel, **keywords)
+    grad_x = dcn.deform_col2im(grad_columns, offset, case.size, case.kernel, **keywords)
     assert_close(grad_x, expected[0], 1e-13)
 
 
@@ -77,7 +78,7 @@ def test_coordinates_longer_than_float32_can_number(channels):
     x[..., -3:] = [1, 2, 4]
     offset = np.full((1, 2, 1, 2), 0.5, np.float32)
     offset[0, 0] = 0
-    columns = cupy_dcn.deform_im2col(x, offset, 1, stride=(1, width - 3))
+    columns = dcn.deform_im2col(x, offset, 1, stride=(1, width - 3))
     assert columns.shape == (1, 1, 2, 1, channels)
     np.testing.assert_array_equal(columns[0, 0, 1, 0], np.full(channels, 1.5))
 
@@ -88,7 +89,7 @@ def test_padding_farther_than_float32_can_number(channels):
     far = 2**25
     x = np.random.default_rng(0).standard_normal((1, channels, 4, 4), np.float32)
     offset = np.zeros((1, 18, 4, 4), np.float32)
-    columns = cupy_dcn.deform_im2col(x, offset, 3, padding=far, dilation=far)
+    columns = dcn.deform_im2col(x, offset, 3, padding=far, dilation=far)
     np.testing.assert_array_equal(columns[0, 0, :, 4].T.reshape(x[0].shape), x[0])
     assert not columns[0, 0, :, [0, 1, 2, 3, 5, 6, 7, 8]].any()
 

@@ -52,47 +52,73 @@ def columns_matrix(columns: Array, geometry: Geometry, workspace: Workspace) -> 
     return by_group.reshape(groups, pixels, -1).transpose(0, 2, 1)
 
 
-def multiply_columns(
-    weight: Array, columns: Array, geometry: Geometry, workspace: Workspace
-) -> Array:
-    """Return the output transposed, (G, pixels, C_out/G) = columns^T @ weight^T.
+def write_output(
+    weight: Array,
+    columns: Array,
+    bias: Array | None,
+    out: Array,
+    tile: Tile,
+    geometry: Geometry,
+    workspace: Workspace,
+) -> None:
+    """Write weight @ columns + bias into a tile of out, rounding to its dtype.
 
-    OpenBLAS makes it 1.1 to 2 times faster than weight @ columns (C_out 16: 170 against 74
-    GFLOP/s on one core), which the transposing copy into NCHW does not eat up.
+    The product is columns^T @ weight^T: OpenBLAS makes that 1.1 to 2 times faster than weight @
+    columns (C_out 16: 170 against 74 GFLOP/s on one core), which the transposing copy into NCHW
+    does not eat up.
     """
     columns = columns_matrix(columns, geometry, workspace)
-    out = workspace.empty((len(weight), columns.shape[2], weight.shape[1]), weight.dtype)
-    np.matmul(columns.transpose(0, 2, 1), weight.transpose(0, 2, 1), out=out)
-    return out
+    product = workspace.empty((len(weight), columns.shape[2], weight.shape[1]), weight.dtype)
+    np.matmul(columns.transpose(0, 2, 1), weight.transpose(0, 2, 1), out=product)
+    part = out[tile.images, :, tile.rows, tile.columns].swapaxes(0, 1)
+    images, height, width = part.shape[1:]
+    by_channel = product.swapaxes(1, 2).reshape(-1, images, height, width)
+    if bias is None:
+        np.copyto(part, by_channel, casting="same_kind")
+    else:
+        np.add(by_channel, bias[:, None, None, None], out=part, casting="same_kind")
 
 
-def multiply_grad_output(
-    weight: Array, grad_output: Array, geometry: Geometry, workspace: Workspace
+def grad_columns(
+    weight: Array, grad_output: Array, tile: Tile, geometry: Geometry, workspace: Workspace
 ) -> Array:
     """Return the gradient of a tile's columns, weight^T @ grad_output, in their memory order."""
-    groups, _, pixels = grad_output.shape
+    grad = read_tile(grad_output, geometry.groups, tile, weight.dtype, workspace)
+    groups, _, pixels = grad.shape
     if is_planar(geometry):
         out = workspace.empty((groups, weight.shape[2], pixels), weight.dtype)
-        np.matmul(weight.transpose(0, 2, 1), grad_output, out=out)
+        np.matmul(weight.transpose(0, 2, 1), grad, out=out)
         return out.reshape(geometry.channels, geometry.taps, pixels)
     out = workspace.empty((groups, pixels, weight.shape[2]), weight.dtype)
-    np.matmul(grad_output.transpose(0, 2, 1), weight, out=out)
+    np.matmul(grad.transpose(0, 2, 1), weight, out=out)
     if groups > 1:
         by_group = out.reshape(groups, pixels, geometry.taps, -1)
         out = workspace.cast(by_group.transpose(1, 2, 0, 3), out.dtype)
     return out.reshape(pixels, geometry.taps, geometry.channels)
 
 
-def multiply_for_weight(
-    grad_output: Array, columns: Array, geometry: Geometry, workspace: Workspace
+def add_grad_weight(
+    grad_output: Array,
+    tile: Tile,
+    columns: Array,
+    geometry: Geometry,
+    workspace: Workspace,
+    total: Array | None,
 ) -> Array:
-    """Return grad_weight (G, C_out/G, K*C_in/G) = grad_output @ columns^T."""
+    """Add grad_output @ columns^T of a tile to (G, C_out/G, K*C_in/G)."""
+    grad = read_tile(grad_output, geometry.groups, tile, columns.dtype, workspace)
     columns = columns_matrix(columns, geometry, workspace)
     if is_planar(geometry):  # transposed it is twice as fast (8 x 75: 67 against 31 GFLOP/s)
-        transposed: Array = np.matmul(columns, grad_output.transpose(0, 2, 1))
-        return transposed.transpose(0, 2, 1)
-    grad_weight: Array = np.matmul(grad_output, columns.transpose(0, 2, 1))
-    return grad_weight
+        grad_weight: Array = np.matmul(columns, grad.transpose(0, 2, 1)).transpose(0, 2, 1)
+    else:
+        grad_weight = np.matmul(grad, columns.transpose(0, 2, 1))
+    return grad_weight if total is None else np.add(total, grad_weight, out=total)
+
+
+def sum_planes(grad_output: Array) -> Array:
+    """Return the gradient of the bias (C_out,)."""
+    sums: Array = grad_output.sum(axis=(0, 2, 3), dtype=np.float64)
+    return sums
 
 
 def tile_matrix(array: Array, groups: int, tile: Tile, dtype: np.dtype[Any]) -> Array | None:
@@ -116,14 +142,3 @@ def read_tile(
         return view
     part = array[tile.images, :, tile.rows, tile.columns].swapaxes(0, 1)
     return workspace.cast(part, dtype).reshape(groups, array.shape[1] // groups, -1)
-
-
-def write_output(product: Array, bias: Array | None, out: Array, tile: Tile) -> None:
-    """Write (G, pixels, C_out/G) plus the bias into a tile of out, rounding to its dtype."""
-    part = out[tile.images, :, tile.rows, tile.columns].swapaxes(0, 1)
-    images, height, width = part.shape[1:]
-    by_channel = product.swapaxes(1, 2).reshape(-1, images, height, width)
-    if bias is None:
-        np.copyto(part, by_channel, casting="same_kind")
-    else:
-        np.add(by_channel, bias[:, None, None, None], out=part, casting="same_kind")

@@ -1,0 +1,86 @@
+"""The CUDA kernels: found, put together, compiled at first use and kept.
+
+A kernel is named after its file in cuda/ (channels_last.cu holds two). Its source is one text:
+the local headers are put in their place here, because CuPy's cache on disk knows a kernel by its
+text and options alone, and would serve an old binary after a change in a header. ``#line`` makes
+compile errors point into cuda/, by a relative name, so that the cached binary fits any machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ._specialisation import Macros
+
+# name of the kernel -> its file
+FILES = {
+    "to_channels_last": "channels_last.cu",
+    "from_channels_last": "channels_last.cu",
+    "deform_im2col": "deform_im2col.cu",
+    "deform_col2im": "deform_col2im.cu",
+    "deform_coord_grad": "deform_coord_grad.cu",
+}
+
+_INCLUDE = re.compile(r'#include "(\w+\.cuh)"')
+
+
+@functools.cache
+def folder() -> Path:
+    """Return where the sources are: in the package as installed, or beside it in a checkout."""
+    package = Path(__file__).parent
+    for found in (package / "cuda", package.parent / "cuda"):
+        if (found / "bilinear.cuh").is_file():  # other packages have a folder of this name too
+            return found
+    raise FileNotFoundError(
+        f"the CUDA sources of cupy_dcn are missing: expected bilinear.cuh in {package / 'cuda'};"
+        " install the package again"
+    )
+
+
+@functools.cache
+def source(file: str) -> str:
+    """Return a file of cuda/ with the headers it includes in their place, each once."""
+    return "\n".join(_lines(file, set())) + "\n"
+
+
+def _lines(file: str, included: set[str]) -> list[str]:
+    included.add(file)
+    lines = [f'#line 1 "cuda/{file}"']
+    for number, line in enumerate((folder() / file).read_text("utf-8").splitlines(), 1):
+        include = _INCLUDE.match(line)
+        if include and include[1] not in included:
+            lines += [*_lines(include[1], included), f'#line {number + 1} "cuda/{file}"']
+        else:
+            lines.append("" if include or line.startswith("#pragma once") else line)
+    return lines
+
+
+_lock = threading.Lock()
+_compiled: dict[tuple[ModuleType, str, Macros], Any] = {}
+
+
+def kernel(cupy: ModuleType, name: str, macros: Macros) -> Any:
+    """Return a kernel specialised by macros, compiled for the current device by now.
+
+    Threads that ask for one at the same time wait for a single compilation.
+    """
+    key = (cupy, name, macros)
+    found = _compiled.get(key)
+    if found is None:
+        with _lock:
+            found = _compiled.get(key)
+            if found is None:
+                options = ("-std=c++17", *macros.options())
+                module = cupy.RawModule(code=source(FILES[name]), options=options)
+                found = _compiled[key] = module.get_function(name)
+    return found
+
+
+def compiled() -> list[tuple[str, Macros]]:
+    """Return the kernels this process has loaded so far."""
+    return [(name, macros) for _, name, macros in _compiled]

@@ -1,0 +1,217 @@
+"""Stage 5 on the GPU: the three grouped products, by cuBLAS through CuPy.
+
+    output       (C_out/G, pixels)    = weight @ columns^T + bias
+    grad_columns (pixels, K*C_in/G)   = grad_output^T @ weight
+    grad_weight  (C_out/G, K*C_in/G) += grad_output @ columns
+
+for every image and group. cuBLAS is called directly rather than by cupy.matmul, which copies
+operands that have a batch axis, casts float16 to float32 and ignores CUPY_TF32 there, and can
+neither add to what the result holds (the bias, the sum over images) nor write a part of NCHW in
+place. Here transposes are flags, a shared operand has a stride of 0, and the output is written
+where it stays.
+
+cuBLAS counts column by column: it sees the transpose of a C-contiguous (rows, columns) array.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ._arrays import Array, address_of, compute_dtype, cupy_of
+from ._columns_gpu import of_tile
+from ._geometry import Geometry
+from ._plan import Tile
+from ._workspace import Workspace
+
+# Of NVIDIA's library_types.h (cudaDataType) and cublas_api.h (compute type, algorithm).
+DATA_TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
+COMPUTE_TYPES = {"float32": 68, "float64": 70}
+PEDANTIC = 1  # added to either
+COMPUTE_32F_FAST_TF32 = 77
+DEFAULT_ALGORITHM = -1
+# CuPy's own codes for what products are asked to be computed in: by CUPY_TF32 or set_compute_type.
+CUPY_PEDANTIC, CUPY_TF32 = 2, 7
+
+LARGEST_DIMENSION = 2**31 - 1  # cuBLAS takes sizes and distances of rows as int
+# The factors of the product and of what the result holds, read by cuBLAS from the host's memory.
+FACTORS = {name: np.array([0, 1], name) for name in ("float32", "float64")}
+
+
+class Matrices(NamedTuple):
+    """One matrix an image and group: the distances of rows, images and groups in elements."""
+
+    array: Array
+    row: int
+    image: int
+    group: int
+    transposed: bool = False
+
+
+def weight_matrix(weight: Array, geometry: Geometry, dtype: np.dtype[Any]) -> Array:
+    """Return the weight as (G, C_out/G, K*C_in/G), channels fastest as in the columns."""
+    groups, channels, taps = geometry.groups, geometry.group_channels, geometry.taps
+    matrix = weight.reshape(groups, -1, channels, taps).transpose(0, 1, 3, 2)
+    contiguous: Array = cupy_of(weight).ascontiguousarray(matrix, dtype)
+    return contiguous.reshape(groups, -1, channels * taps)
+
+
+def weight_from_matrix(matrix: Array, geometry: Geometry) -> Array:
+    """Return (C_out, C_in/G, KH, KW) from what ``weight_matrix`` makes of it."""
+    taps, channels = geometry.taps, geometry.group_channels
+    by_channel = matrix.reshape(geometry.groups, -1, taps, channels).transpose(0, 1, 3, 2)
+    return by_channel.reshape(-1, channels, geometry.kernel_height, geometry.kernel_width)
+
+
+def write_output(
+    weight: Array,
+    columns: Array,
+    bias: Array | None,
+    out: Array,
+    tile: Tile,
+    geometry: Geometry,
+    workspace: Workspace,
+) -> None:
+    """Write weight @ columns^T + bias into a tile of out (N, C_out, OH, OW)."""
+    images, groups, pixels = columns.shape[:3]
+    channels, depth = weight.shape[1:]
+    part = of_tile(out, tile)
+    target, spacing = part, geometry.out_pixels
+    if spacing > LARGEST_DIMENSION and channels > 1:  # too far for cuBLAS from plane to plane
+        target, spacing = workspace.empty(part.shape, out.dtype), pixels
+    if bias is not None:
+        target[...] = bias[:, None, None]
+    _multiply(
+        (pixels, channels, depth),
+        _columns(columns)._replace(transposed=True),
+        _shared(weight),
+        _planes(target, groups, spacing),
+        (images, groups),
+        add=bias is not None,
+    )
+    if target is not part:
+        part[...] = target
+
+
+def grad_columns(
+    weight: Array, grad_output: Array, tile: Tile, geometry: Geometry, workspace: Workspace
+) -> Array:
+    """Return the gradient of a tile's columns, grad_output^T @ weight."""
+    groups, channels, depth = weight.shape
+    images, pixels = tile.image_count, tile.image_pixels
+    shape = (images, groups, pixels, geometry.taps, geometry.group_channels)
+    columns = workspace.empty(shape, weight.dtype)
+    with workspace.scope():
+        _multiply(
+            (depth, pixels, channels),
+            _shared(weight),
+            _read_tile(grad_output, tile, geometry, workspace)._replace(transposed=True),
+            _columns(columns),
+            (images, groups),
+        )
+    return columns
+
+
+def add_grad_weight(
+    grad_output: Array,
+    tile: Tile,
+    columns: Array,
+    geometry: Geometry,
+    workspace: Workspace,
+    total: Array | None,
+) -> Array:
+    """Add grad_output @ columns of a tile to (G, C_out/G, K*C_in/G), in the compute dtype."""
+    images, groups, pixels, taps, per_group = columns.shape
+    channels, depth = grad_output.shape[1] // groups, taps * per_group
+    add = total is not None
+    if total is None:
+        dtype = compute_dtype(columns.dtype)
+        total = cupy_of(columns).empty((groups, channels, depth), dtype)
+    grad = _read_tile(grad_output, tile, geometry, workspace)
+    for image in range(images):  # one after the other: they add to the same sums
+        _multiply(
+            (depth, channels, pixels),
+            _columns(columns)._replace(array=columns[image]),
+            grad._replace(array=grad.array[image]),
+            _shared(total),
+            (1, groups),
+            add=add or image > 0,
+        )
+    return total
+
+
+def sum_planes(grad_output: Array) -> Array:
+    """Return the gradient of the bias (C_out,)."""
+    dtype = compute_dtype(grad_output.dtype)
+    sums: Array = grad_output.sum(axis=(0, 2, 3), dtype=dtype)
+    return sums
+
+
+def _columns(columns: Array) -> Matrices:
+    """Take (images, G, pixels, K, C_in/G) as matrices (pixels, K*C_in/G)."""
+    _, groups, pixels, taps, channels = columns.shape
+    depth = taps * channels
+    return Matrices(columns, depth, groups * pixels * depth, pixels * depth)
+
+
+def _shared(weight: Array) -> Matrices:
+    """Take (G, rows, columns) as matrices shared by all images."""
+    _, rows, columns = weight.shape
+    return Matrices(weight, columns, 0, rows * columns)
+
+
+def _planes(part: Array, groups: int, spacing: int) -> Matrices:
+    """Take (images, C, rows, columns), planes so far apart, as matrices (C/G, pixels)."""
+    channels = part.shape[1]
+    return Matrices(part, spacing, channels * spacing, channels // groups * spacing)
+
+
+def _read_tile(array: Array, tile: Tile, geometry: Geometry, workspace: Workspace) -> Matrices:
+    """Take a tile of (N, C, OH, OW) as matrices (C/G, pixels), copied only if need be."""
+    part = of_tile(array, tile)
+    if array.flags.c_contiguous and geometry.out_pixels <= LARGEST_DIMENSION:
+        return _planes(part, geometry.groups, geometry.out_pixels)
+    return _planes(workspace.cast(part, array.dtype), geometry.groups, tile.image_pixels)
+
+
+def _multiply(
+    sizes: tuple[int, int, int],
+    a: Matrices,
+    b: Matrices,
+    c: Matrices,
+    batch: tuple[int, int],
+    add: bool = False,
+) -> None:
+    """Compute C (m, n) = op(A) (m, k) @ op(B) (k, n), plus C, as cuBLAS counts, for a whole batch.
+
+    The longer of the batch's two axes, images and groups, is cuBLAS's own; the other is a loop.
+    """
+    # This form of the import loads libcublas first, wherever it was installed.
+    from cupy_backends.cuda.libs import cublas
+
+    cupy = cupy_of(c.array)
+    inner, outer = ("image", "group") if batch[0] >= batch[1] else ("group", "image")
+    factors = FACTORS[compute_dtype(a.array.dtype).name]
+    zero, one = factors.ctypes.data, factors.ctypes.data + factors.itemsize
+    for step in range(min(batch)):
+
+        def operand(matrices: Matrices, step: int = step) -> tuple[int, int, int, int]:
+            array = matrices.array
+            address = address_of(array) + step * getattr(matrices, outer) * array.itemsize
+            return address, DATA_TYPES[array.dtype.name], matrices.row, getattr(matrices, inner)
+
+        cublas.gemmStridedBatchedEx(
+            cupy.cuda.device.get_cublas_handle(), int(a.transposed), int(b.transposed), *sizes,
+            one, *operand(a), *operand(b), one if add else zero, *operand(c),
+            max(batch), compute_type(cupy, a.array.dtype), DEFAULT_ALGORITHM,
+        )  # fmt: skip
+
+
+def compute_type(cupy: ModuleType, dtype: np.dtype[Any]) -> int:
+    """Return what cuBLAS computes in: what CuPy would ask for, float32 sums for the half types."""
+    asked = cupy._core.get_compute_type(dtype)
+    if asked == CUPY_TF32 and dtype == np.float32:
+        return COMPUTE_32F_FAST_TF32
+    return COMPUTE_TYPES[compute_dtype(dtype).name] + (PEDANTIC if asked == CUPY_PEDANTIC else 0)

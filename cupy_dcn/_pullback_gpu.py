@@ -1,0 +1,88 @@
+"""The backward of sampling, chunk by chunk (GPU): from grad_columns to every gradient behind them.
+
+grad_x is summed by atomic additions in the channels-last layout of the image's copy, and written
+to NCHW once for all chunks of an image. The columns for the weight's gradient are sampled again
+rather than kept: they take the place of grad_columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ._arrays import Array
+from ._columns_gpu import GradImage, Image, col2im, coord_grad, im2col, locate
+from ._plan import Plan, Tile
+from ._workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Pullback:
+    """Sources of one backward and the arrays it fills; None for what is not asked for."""
+
+    plan: Plan
+    dtype: np.dtype[Any]
+    shared: Workspace
+    workspaces: Sequence[Workspace]
+    x: Array | None
+    offset: Array
+    mask: Array | None
+    grad_columns_of: Callable[[Tile, Workspace], Array]
+    add_grad_weight: Callable[[Tile, Array, Workspace, Array | None], Array] | None = None
+    grad_x: Array | None = None
+    grad_offset: Array | None = None
+    grad_mask: Array | None = None
+
+    def run(self) -> Array | None:
+        """Fill the gradients; return the weight's, summed over all chunks."""
+        grad_weight: Array | None = None
+        if self.add_grad_weight is None and self.grad_x is None and not self._wants_coordinates:
+            return None
+        for images in self.plan.image_groups():
+            with self.shared.scope():
+                image, grad_image = self._image(images), self._grad_image(images)
+                tiles = self.plan.tiles(images)
+                for tile in map(tiles.__getitem__, range(len(tiles))):
+                    grad_weight = self._tile(tile, image, grad_image, grad_weight)
+                if grad_image is not None and self.grad_x is not None:
+                    grad_image.write(self.grad_x)
+        return grad_weight
+
+    @property
+    def _wants_coordinates(self) -> bool:
+        return self.grad_offset is not None or self.grad_mask is not None
+
+    def _image(self, images: slice) -> Image | None:
+        if self.x is None or not (self.add_grad_weight or self._wants_coordinates):
+            return None
+        return Image(self.x, images, self.plan, self.dtype, self.shared)
+
+    def _grad_image(self, images: slice) -> GradImage | None:
+        if self.grad_x is None:
+            return None
+        return GradImage(images, self.plan, self.dtype, self.shared)
+
+    def _tile(
+        self,
+        tile: Tile,
+        image: Image | None,
+        grad_image: GradImage | None,
+        grad_weight: Array | None,
+    ) -> Array | None:
+        (workspace,) = self.workspaces
+        samples = locate(self.offset, self.mask, self.plan, tile, self.dtype, workspace)
+        if self._wants_coordinates or grad_image is not None:
+            with workspace.scope():
+                grad_columns = self.grad_columns_of(tile, workspace)
+                if self._wants_coordinates and image is not None:
+                    coord_grad(grad_columns, image, samples, self.grad_offset, self.grad_mask)
+                if grad_image is not None:
+                    col2im(grad_columns, samples, grad_image)
+        if self.add_grad_weight is None or image is None:
+            return grad_weight
+        with workspace.scope():
+            columns = im2col(image, samples)
+            return self.add_grad_weight(tile, columns, workspace, grad_weight)

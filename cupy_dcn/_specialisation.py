@@ -1,0 +1,115 @@
+"""What is compiled into a kernel: types, channels, groups, taps, and how threads share the work."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import astuple, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from ._arrays import compute_dtype
+from ._geometry import Geometry
+
+VECTOR_BYTES = 16  # the widest load there is from sm_75 to sm_90
+MOST_LANES = 8  # 8 lanes * 16 bytes are one line of the cache
+TILE_WIDTH = 8  # output pixels of a tile side by side, as in geometry.cuh
+# Of sampling points in shared memory: two or more blocks of any kernel fit beside each other.
+POINT_BYTES = 24 * 1024
+
+
+@dataclass(frozen=True)
+class Macros:
+    """Values of the macros of a kernel."""
+
+    data: str
+    index: str
+
+    def options(self) -> tuple[str, ...]:
+        """Return the macros as options of the compiler."""
+        names = (field.name.upper() for field in fields(self))
+        return tuple(f"-D{name}={value}" for name, value in zip(names, astuple(self), strict=True))
+
+
+@dataclass(frozen=True)
+class SamplingMacros(Macros):
+    """Macros of the kernels that sample; see geometry.cuh."""
+
+    offset_data: str
+    mask_data: str
+    masked: int
+    channels: int
+    groups: int
+    deformable_groups: int
+    kernel_height: int
+    kernel_width: int
+    vector: int
+    lanes: int
+    block: int
+    taps_at_once: int
+
+    @property
+    def tile_height(self) -> int:
+        """How many output rows a tile has."""
+        return self.block // self.lanes // TILE_WIDTH
+
+
+@dataclass(frozen=True)
+class TransposeMacros(Macros):
+    """Macros of the kernels between an image and its channels-last copy; see channels_last.cu."""
+
+    channels: int
+    transpose_channels: int
+    transpose_cells: int
+
+
+def sampling_macros(
+    geometry: Geometry,
+    dtype: np.dtype[Any],
+    offset: np.dtype[Any],
+    mask: np.dtype[Any] | None,
+    index: np.dtype[Any],
+) -> SamplingMacros:
+    """Specialise a sampling kernel."""
+    vector = vector_width(geometry, dtype.itemsize)
+    lanes = lane_count(geometry.deformable_channels // vector)
+    # At one lane a pixel a tile of 256 would have too many points to hold.
+    block = 128 if lanes == 1 else 256
+    # Four weights or dots, two fractions and a cell: no kernel holds more of a point.
+    point_bytes = 6 * compute_dtype(dtype).itemsize + index.itemsize
+    rounds = -(-geometry.taps * (block // lanes) * point_bytes // POINT_BYTES)
+    return SamplingMacros(
+        type_name(dtype), index.name, type_name(offset), type_name(dtype if mask is None else mask),
+        int(mask is not None), geometry.channels, geometry.groups, geometry.deformable_groups,
+        geometry.kernel_height, geometry.kernel_width, vector, lanes, block,
+        -(-geometry.taps // rounds),
+    )  # fmt: skip
+
+
+def transpose_macros(channels: int, dtype: np.dtype[Any], index: np.dtype[Any]) -> TransposeMacros:
+    """Specialise a transposing kernel: a block of about 1024 elements, at most 256 cells wide."""
+    across = min(channels, 32)
+    cells = 32 * min(1 << (32 // across).bit_length() - 1, 8)
+    return TransposeMacros(type_name(dtype), index.name, channels, across, cells)
+
+
+def vector_width(geometry: Geometry, itemsize: int) -> int:
+    """Return how many channels one load takes: a power of two that no group's edge cuts."""
+    unit = math.gcd(geometry.group_channels, geometry.deformable_channels)
+    return math.gcd(unit, VECTOR_BYTES // itemsize)
+
+
+def lane_count(vectors: int) -> int:
+    """Return how many threads share a sampling point of so many vectors.
+
+    The most of 8, 4, 2, 1 that leave no more than a fifth of the threads idle in the last step.
+    """
+    lanes = MOST_LANES
+    while -(-vectors // lanes) * lanes * 4 > vectors * 5:
+        lanes //= 2
+    return lanes
+
+
+def type_name(dtype: np.dtype[Any]) -> str:
+    """Return the name of a dtype in cuda/."""
+    return {"float32": "float", "float64": "double"}.get(dtype.name, dtype.name)

@@ -1,0 +1,112 @@
+"""The library's functions on NumPy arrays, on emulated CuPy arrays, and on a GPU's.
+
+Tests are written for NumPy arrays and call ``dcn``. It moves them to the library whose turn it is,
+with their memory layout, and the results back. `library` in conftest.py goes through the turns.
+"""
+
+import contextlib
+import functools
+
+import numpy as np
+
+import cupy_dcn
+
+
+@functools.cache
+def gpu_count():
+    """Return how many GPUs the real CuPy sees, 0 without CuPy, driver or device."""
+    try:
+        import cupy
+
+        return cupy.cuda.runtime.getDeviceCount()
+    except Exception:  # CuPy's own error where there is no driver, an ImportError without CuPy
+        return 0
+
+
+def libraries():
+    """Return what can run here."""
+    return ("numpy", "emulated", "cupy") if gpu_count() else ("numpy", "emulated")
+
+
+class Functions:
+    """cupy_dcn's functions, for NumPy arrays in and out whatever library computes."""
+
+    def __init__(self):
+        self.name, self._cupy = "numpy", None
+
+    @property
+    def on_device(self):
+        """Tell whether arrays are CuPy's, emulated or real."""
+        return self.name != "numpy"
+
+    @property
+    def array_module(self):
+        """The library whose turn it is: numpy, the stand-in or CuPy."""
+        return np if self._cupy is None else self._cupy
+
+    @contextlib.contextmanager
+    def running_on(self, name):
+        """Compute with another library for a while."""
+        before = self.name, self._cupy
+        with contextlib.ExitStack() as stack:
+            cupy = None
+            if name == "emulated":
+                import emulated_cupy
+
+                cupy = stack.enter_context(emulated_cupy.install())
+            elif name == "cupy":
+                import cupy
+            self.name, self._cupy = name, cupy
+            try:
+                yield self
+            finally:
+                self.name, self._cupy = before
+
+    def __getattr__(self, function):
+        return functools.partial(self._call, getattr(cupy_dcn, function))
+
+    def _call(self, function, *args, **kwargs):
+        if not self.on_device:
+            return function(*args, **kwargs)
+        moved = {}
+        args = [self._moved(value, moved) for value in args]
+        kwargs = {name: self._moved(value, moved) for name, value in kwargs.items()}
+        result = function(*args, **kwargs)
+        if isinstance(kwargs.get("out"), self._cupy.ndarray):
+            assert result is kwargs["out"]
+            out = moved[id(result)]
+            out[...] = self._cupy.asnumpy(result)
+            return out
+        return self._returned(result)
+
+    def _moved(self, value, moved):
+        if not isinstance(value, np.ndarray):
+            return value
+        array = self.to_device(value)
+        moved[id(array)] = value
+        return array
+
+    def _returned(self, result):
+        if isinstance(result, tuple):
+            values = [self._returned(value) for value in result]
+            return type(result)(*values) if hasattr(result, "_fields") else tuple(values)
+        assert result is None or isinstance(result, self._cupy.ndarray)
+        return None if result is None else self._cupy.asnumpy(result)
+
+    def to_device(self, array):
+        """Copy a NumPy array, keeping its strides: a view stays a view of as much memory."""
+        cupy = self._cupy
+        whole = not any(step % array.itemsize for step in array.strides)
+        if array.flags.c_contiguous or array.size == 0 or not whole:  # none on a GPU
+            return cupy.asarray(array)
+        steps = [s * (n - 1) for s, n in zip(array.strides, array.shape, strict=True)]
+        before, after = -sum(min(s, 0) for s in steps), sum(max(s, 0) for s in steps)
+        memory = cupy.zeros(before + after + array.itemsize, np.uint8)
+        view = cupy.ndarray(array.shape, array.dtype, memory.data + before, array.strides)
+        # One element at a time where a step of 0 repeats it, else CuPy would write it twice.
+        index = tuple(slice(0, 1) if s == 0 else slice(None) for s in array.strides)
+        view[index] = cupy.asarray(np.ascontiguousarray(array[index]))
+        return view
+
+
+dcn = Functions()
