@@ -9,46 +9,95 @@
 #include "geometry.cuh"
 
 #ifndef TRANSPOSE_CELLS
-#define TRANSPOSE_CELLS 32     // a power of two from 32 to 256
+#define TRANSPOSE_CELLS 64     // a power of two from 64 to 256
 #define TRANSPOSE_CHANNELS 32  // at most 32
 #endif
 
 constexpr int THREADS = 256;
-constexpr int ELEMENTS = TRANSPOSE_CELLS * TRANSPOSE_CHANNELS;
+constexpr int ROWS = THREADS / TRANSPOSE_CELLS;  // channels that the block moves at once along pixels
+constexpr int PASSES_OF_PIXELS = (TRANSPOSE_CHANNELS + ROWS - 1) / ROWS;
+constexpr int STEP = THREADS / TRANSPOSE_CHANNELS;  // cells that it moves at once along channels
+constexpr int PASSES_OF_CHANNELS = (TRANSPOSE_CELLS + STEP - 1) / STEP;
+
+// A bound that compiles away where it divides; the compiler does not know that threadIdx.x < 256.
+__device__ inline bool is_row(int channel) {
+    return TRANSPOSE_CHANNELS % ROWS == 0 || channel < TRANSPOSE_CHANNELS;
+}
 
 // One cell of the copy as a pixel of the image.
 struct Pixel {
     index_t row, column;
     bool inside;
 
-    __device__ Pixel(const Geometry &geometry, index_t cell)
-        : row(cell / (geometry.width + 1) - 1),
-          column(cell % (geometry.width + 1) - 1),
-          inside(row >= 0 && row < geometry.height && column >= 0) {}
+    __device__ Pixel(const Geometry &geometry, index_t cell) {
+        const index_t pitch = geometry.width + 1, above = cell / pitch;
+        row = above - 1;
+        column = cell - above * pitch - 1;
+        inside = row >= 0 && row < geometry.height && column >= 0;
+    }
+};
+
+// What a block moves: some cells of one image, some of its channels.
+struct Block {
+    index_t image, first_cell, cells;  // signed, as strides are
+    int first_channel;
+
+    __device__ explicit Block(const Geometry &geometry)
+        : image(blockIdx.z),
+          first_cell(index_t(blockIdx.x) * TRANSPOSE_CELLS),
+          cells(Cells(geometry).count),
+          first_channel(blockIdx.y * TRANSPOSE_CHANNELS) {}
+
+    __device__ bool has(int channel) const {
+        return CHANNELS % TRANSPOSE_CHANNELS == 0 || first_channel + channel < CHANNELS;
+    }
+    // Element of the copy for a channel of one of the block's cells, and the cells there are.
+    __device__ index_t element(int cell, int channel) const {
+        return (image * cells + first_cell + cell) * CHANNELS + first_channel + channel;
+    }
+    __device__ int cells_here() const {
+        return min(cells - first_cell, index_t(TRANSPOSE_CELLS));
+    }
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     to_channels_last(const Geometry geometry, const data_t *__restrict__ x,
                      data_t *__restrict__ image) {
-    __shared__ data_t block[TRANSPOSE_CHANNELS][TRANSPOSE_CELLS + 1];
-    const index_t cells = Cells(geometry).count, first_cell = index_t(blockIdx.x) * TRANSPOSE_CELLS;
-    const int first_channel = blockIdx.y * TRANSPOSE_CHANNELS;
-    const int across = threadIdx.x % TRANSPOSE_CELLS;
-    const Pixel pixel(geometry, first_cell + across);
-    const index_t number = blockIdx.z;  // signed, as strides are
-    x += number * geometry.x.image + pixel.row * geometry.x.row + pixel.column * geometry.x.column;
-    for (int c = threadIdx.x / TRANSPOSE_CELLS; c < TRANSPOSE_CHANNELS; c += THREADS / TRANSPOSE_CELLS) {
-        if (first_channel + c < CHANNELS) {
-            block[c][across] =
-                pixel.inside ? x[(first_channel + c) * geometry.x.channel] : data_t{};
+    __shared__ data_t values[TRANSPOSE_CHANNELS][TRANSPOSE_CELLS + 1];
+    const Block block(geometry);
+    const unsigned across = threadIdx.x % TRANSPOSE_CELLS, first = threadIdx.x / TRANSPOSE_CELLS;
+    const Pixel pixel(geometry, block.first_cell + across);
+    x += block.image * geometry.x.image + (block.first_channel + index_t(first)) * geometry.x.channel +
+         pixel.row * geometry.x.row + pixel.column * geometry.x.column;
+    if (pixel.inside) {
+#pragma unroll
+        for (int pass = 0; pass < PASSES_OF_PIXELS; ++pass) {
+            const int channel = pass * ROWS + first;
+            if (is_row(channel) && block.has(channel)) {
+                values[channel][across] = *x;
+            }
+            x += ROWS * geometry.x.channel;
+        }
+    } else {
+#pragma unroll
+        for (int pass = 0; pass < PASSES_OF_PIXELS; ++pass) {
+            const int channel = pass * ROWS + first;
+            if (is_row(channel)) {
+                values[channel][across] = data_t{};
+            }
         }
     }
     __syncthreads();
-    image += (number * cells + first_cell) * CHANNELS + first_channel;
-    for (int e = threadIdx.x; e < ELEMENTS; e += THREADS) {
-        const int c = e % TRANSPOSE_CHANNELS, cell = e / TRANSPOSE_CHANNELS;
-        if (first_channel + c < CHANNELS && first_cell + cell < cells) {
-            image[index_t(cell) * CHANNELS + c] = block[c][cell];
+    const int channel = threadIdx.x % TRANSPOSE_CHANNELS, cell = threadIdx.x / TRANSPOSE_CHANNELS;
+    if (cell >= STEP || !block.has(channel)) {
+        return;
+    }
+    image += block.element(cell, channel);
+    const int cells = block.cells_here();
+#pragma unroll
+    for (int pass = 0; pass < PASSES_OF_CHANNELS; ++pass) {
+        if (cell + pass * STEP < cells) {
+            image[pass * STEP * CHANNELS] = values[channel][cell + pass * STEP];
         }
     }
 }
@@ -56,24 +105,34 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 extern "C" __global__ void __launch_bounds__(THREADS)
     from_channels_last(const Geometry geometry, const compute_t *__restrict__ grad_image,
                        data_t *__restrict__ grad_x) {
-    __shared__ compute_t block[TRANSPOSE_CHANNELS][TRANSPOSE_CELLS + 1];
-    const index_t cells = Cells(geometry).count, first_cell = index_t(blockIdx.x) * TRANSPOSE_CELLS;
-    const int first_channel = blockIdx.y * TRANSPOSE_CHANNELS;
-    grad_image += (index_t(blockIdx.z) * cells + first_cell) * CHANNELS + first_channel;
-    for (int e = threadIdx.x; e < ELEMENTS; e += THREADS) {
-        const int c = e % TRANSPOSE_CHANNELS, cell = e / TRANSPOSE_CHANNELS;
-        if (first_channel + c < CHANNELS && first_cell + cell < cells) {
-            block[c][cell] = grad_image[index_t(cell) * CHANNELS + c];
+    __shared__ compute_t values[TRANSPOSE_CHANNELS][TRANSPOSE_CELLS + 1];
+    const Block block(geometry);
+    const int channel = threadIdx.x % TRANSPOSE_CHANNELS, cell = threadIdx.x / TRANSPOSE_CHANNELS;
+    if (cell < STEP && block.has(channel)) {
+        grad_image += block.element(cell, channel);
+        const int cells = block.cells_here();
+#pragma unroll
+        for (int pass = 0; pass < PASSES_OF_CHANNELS; ++pass) {
+            if (cell + pass * STEP < cells) {
+                values[channel][cell + pass * STEP] = grad_image[pass * STEP * CHANNELS];
+            }
         }
     }
     __syncthreads();
-    const int across = threadIdx.x % TRANSPOSE_CELLS;
-    const Pixel pixel(geometry, first_cell + across);
-    for (int c = threadIdx.x / TRANSPOSE_CELLS; c < TRANSPOSE_CHANNELS; c += THREADS / TRANSPOSE_CELLS) {
-        if (first_channel + c < CHANNELS && pixel.inside) {
-            const index_t plane = index_t(blockIdx.z) * CHANNELS + first_channel + c;
-            narrow(block[c][across],
-                   grad_x[(plane * geometry.height + pixel.row) * geometry.width + pixel.column]);
+    const unsigned across = threadIdx.x % TRANSPOSE_CELLS, first = threadIdx.x / TRANSPOSE_CELLS;
+    const Pixel pixel(geometry, block.first_cell + across);
+    if (!pixel.inside) {
+        return;
+    }
+    const index_t plane = geometry.height * geometry.width;
+    grad_x += (block.image * CHANNELS + block.first_channel + first) * plane +
+              pixel.row * geometry.width + pixel.column;
+#pragma unroll
+    for (int pass = 0; pass < PASSES_OF_PIXELS; ++pass) {
+        const int channel = pass * ROWS + first;
+        if (is_row(channel) && block.has(channel)) {
+            narrow(values[channel][across], *grad_x);
         }
+        grad_x += ROWS * plane;
     }
 }

@@ -1,17 +1,20 @@
 """Deformable convolution v1/v2 for array programs: forward, every gradient, and the stages.
 
 deform_conv2d, deform_conv2d_backward
-    The operator and its gradients, on NumPy arrays.
+    The operator and its gradients, on NumPy or CuPy arrays.
 pack_offset, unpack_offset, sampling_grid
     The layout of offsets, and where a kernel samples.
 deform_im2col, deform_col2im, deform_coord_grad
     The stages: sampling into columns, its adjoint, and its derivative by the coordinates.
+warmup
+    Compiles a layer's CUDA kernels before its first call.
 plot.draw_sampling
     A picture of the sampling points (matplotlib).
 """
 
 from . import plot as plot
 from ._columns import deform_col2im, deform_coord_grad, deform_im2col
+from ._warmup import warmup
 from .functional import Gradients, deform_conv2d, deform_conv2d_backward
 from .offsets import pack_offset, sampling_grid, unpack_offset
 
@@ -27,4 +30,5 @@ __all__ = [
     "pack_offset",
     "sampling_grid",
     "unpack_offset",
+    "warmup",
 ]

@@ -131,6 +131,16 @@ def overlaps(a: Array, b: Array) -> bool:
         return True
 
 
+def module_of(array: Array) -> Any:
+    """Return numpy or cupy, whichever an array is from."""
+    return np if isinstance(array, np.ndarray) else cupy_of(array)
+
+
+def on_host(value: Any) -> Any:
+    """Return a CuPy array's copy in NumPy, anything else as it is."""
+    return cupy_of(value).asnumpy(value) if library_of(value) == "CuPy" else value
+
+
 def address_of(array: Array) -> int:
     """Return the address of an array's first element."""
     if isinstance(array, np.ndarray):

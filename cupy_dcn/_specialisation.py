@@ -87,9 +87,9 @@ def sampling_macros(
 
 
 def transpose_macros(channels: int, dtype: np.dtype[Any], index: np.dtype[Any]) -> TransposeMacros:
-    """Specialise a transposing kernel: a block of about 1024 elements, at most 256 cells wide."""
+    """Specialise a transposing kernel: a block of up to 2048 elements, at most 256 cells wide."""
     across = min(channels, 32)
-    cells = 32 * min(1 << (32 // across).bit_length() - 1, 8)
+    cells = 64 * min(1 << (32 // across).bit_length() - 1, 4)
     return TransposeMacros(type_name(dtype), index.name, channels, across, cells)
 
 

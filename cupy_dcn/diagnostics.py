@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,15 +17,17 @@ from numpy.typing import DTypeLike
 
 import cupy_dcn
 
+from . import _kernels
 from . import _oracle as _loops
-from ._arrays import Array
+from ._arrays import Array, is_half, on_host
 from ._parallel import thread_count
+from ._warmup import usable_cupy
 
 _oracle: Any = _loops  # it has no type hints
 
 OPTIONAL = ("ml_dtypes", "matplotlib", "tqdm", "threadpoolctl")
 # The largest error allowed, as a share of the largest value; for the half types that is twice the
-# rounding of a result.
+# rounding of a result, and once more as much on a GPU, whose columns are of half precision too.
 LIMITS = {"float64": 1e-12, "float32": 5e-6, "float16": 1e-3, "bfloat16": 8e-3}
 
 
@@ -34,12 +40,65 @@ def info() -> None:
         "NumPy": np.__version__,
         "SciPy": _version("scipy"),
         **{name: _version(name) for name in OPTIONAL},
-        "CuPy": _cupy(),
+        "CuPy": _cupy_wheels(),
         "BLAS": _blas(),
         "threads": str(thread_count()),
+        **_gpu_lines(),
+        "CUDA sources": _or_trouble(lambda: str(_kernels.folder())),
+        "kernel cache": _kernel_cache(),
+        "compiled here": f"{len(_kernels.compiled())} kernels",
     }
+    for number, (name, macros) in enumerate(_kernels.compiled()):
+        lines[f"kernel {number}"] = " ".join((name, *macros.options()))
     for name, value in lines.items():
         print(f"{name:14} {value}")
+
+
+def _gpu_lines() -> dict[str, str]:
+    """Describe every GPU and what CUDA runs on it, or say why none is usable."""
+    try:
+        cupy = usable_cupy()
+    except (ImportError, RuntimeError) as error:
+        return {"GPU": f"none usable: {error}"}
+    runtime = cupy.cuda.runtime
+
+    def describe(device: int) -> str:
+        found = runtime.getDeviceProperties(device)
+        capability = f"{found['major']}.{found['minor']}"
+        memory = f"{found['totalGlobalMem'] / 2**30:.1f} GiB"
+        return f"{found['name'].decode()}, compute capability {capability}, {memory}"
+
+    def versions() -> str:
+        driver, toolkit = (
+            f"{each // 1000}.{each % 1000 // 10}"
+            for each in (runtime.driverGetVersion(), runtime.runtimeGetVersion())
+        )
+        nvrtc = ".".join(map(str, cupy.cuda.nvrtc.getVersion()))
+        return f"driver {driver}, runtime {toolkit}, NVRTC {nvrtc}"
+
+    gpus = {
+        f"GPU {device}": _or_trouble(lambda device=device: describe(device))  # type: ignore[misc]
+        for device in range(runtime.getDeviceCount())
+    }
+    return {"CUDA": _or_trouble(versions), **gpus}
+
+
+def _or_trouble(find: Callable[[], str]) -> str:
+    """Return what was found, or the error: information must come out of broken machines too."""
+    try:
+        return find()
+    except Exception as error:
+        return f"unknown: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _kernel_cache() -> str:
+    """Name the folder of CuPy's compiled kernels and count them, as CuPy chooses it."""
+    if os.environ.get("CUPY_CACHE_IN_MEMORY") == "1":
+        return "in memory (CUPY_CACHE_IN_MEMORY=1)"
+    folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
+    if not folder.is_dir():
+        return f"{folder}, not there yet"
+    return f"{folder}, {sum(1 for _ in folder.glob('*.cubin'))} kernels"
 
 
 def _version(distribution: str) -> str:
@@ -50,7 +109,7 @@ def _version(distribution: str) -> str:
         return "present, version unknown" if found else "not installed"
 
 
-def _cupy() -> str:
+def _cupy_wheels() -> str:
     """Name every wheel that brings a ``cupy``: two in one environment break each other."""
     wheels = importlib.metadata.packages_distributions().get("cupy", [])
     return ", ".join(f"{name} {_version(name)}" for name in sorted(set(wheels))) or "not installed"
@@ -70,27 +129,50 @@ def _blas() -> str:
 def selftest() -> bool:
     """Compare every stage with plain loops in float64 and print a table.
 
-    An error is the largest difference as a share of the largest value, over all results of all
-    cases.
+    On NumPy arrays and, where there is a usable GPU, on CuPy arrays. An error is the largest
+    difference as a share of the largest value, over all results of all cases.
 
     Returns
     -------
     bool
         Whether every error is within its limit.
     """
-    print(f"{'stage':24}{'dtype':10}{'error':>8}{'limit':>9}  ok")
-    all_agree = True
-    for dtype in _dtypes():
-        cases = [_make_case(dtype, *sizes) for sizes in _SIZES]
-        for name, results in _STAGES.items():
-            error, trouble = _largest_error(results, cases)
-            agrees = error <= LIMITS[dtype.name]  # false for a NaN
-            all_agree &= agrees
-            verdict = "yes" if agrees else f"NO {trouble}".rstrip()
-            print(f"{name:24}{dtype.name:10}{error:8.1e}{LIMITS[dtype.name]:9.1e}  {verdict}")
+    libraries, without = _libraries()
+    print(f"{'arrays':8}{'stage':24}{'dtype':10}{'error':>8}{'limit':>9}  ok")
+    agreed = [_check(name, cupy, dtype) for name, cupy in libraries.items() for dtype in _dtypes()]
     if importlib.util.find_spec("ml_dtypes") is None:
-        print(f"{'every stage':24}{'bfloat16':10}not checked: ml_dtypes is not installed")
-    print("all agree" if all_agree else "SOME DISAGREE: please report this table and the info")
+        print(f"{'all':8}{'every stage':24}{'bfloat16':10}not checked: ml_dtypes is not installed")
+    for name, reason in without.items():
+        print(f"{name:8}not checked: {reason}")
+    print("all agree" if all(agreed) else "SOME DISAGREE: please report this table and the info")
+    return all(agreed)
+
+
+def _libraries() -> tuple[dict[str, ModuleType | None], dict[str, str]]:
+    """Return the libraries whose arrays can be checked here, and why others can't."""
+    try:
+        return {"NumPy": None, "CuPy": usable_cupy()}, {}
+    except (ImportError, RuntimeError) as error:
+        return {"NumPy": None}, {"CuPy": str(error)}
+
+
+def _check(library: str, cupy: ModuleType | None, dtype: np.dtype[Any]) -> bool:
+    """Print a line for every stage; return whether all are within their limit."""
+    cases = [_make_case(dtype, *sizes) for sizes in _SIZES]
+    if cupy is not None:
+        try:
+            cases = [case._replace(arrays=case.arrays.moved(cupy)) for case in cases]
+        except Exception as error:  # CuPy before 14 has no bfloat16
+            print(f"{library:8}{'every stage':24}{dtype.name:10}not checked: {error}")
+            return dtype.name == "bfloat16"
+    limit = LIMITS[dtype.name] * (2 if cupy is not None and is_half(dtype) else 1)
+    all_agree = True
+    for name, results in _STAGES.items():
+        error, trouble = _largest_error(results, cases)
+        agrees = error <= limit  # false for a NaN
+        all_agree &= agrees
+        verdict = "yes" if agrees else f"NO {trouble}".rstrip()
+        print(f"{library:8}{name:24}{dtype.name:10}{error:8.1e}{limit:9.1e}  {verdict}")
     return all_agree
 
 
@@ -114,6 +196,10 @@ class _Arrays(NamedTuple):
 
     def astype(self, dtype: DTypeLike) -> _Arrays:
         return _Arrays(*(None if each is None else each.astype(dtype) for each in self))  # type: ignore[arg-type]
+
+    def moved(self, cupy: ModuleType) -> _Arrays:
+        """Copy them to the GPU."""
+        return _Arrays(*(None if each is None else cupy.asarray(each) for each in self))  # type: ignore[arg-type]
 
 
 class _Case(NamedTuple):
@@ -243,5 +329,6 @@ def _largest_error(
                 continue
             if result.shape != exact.shape or result.dtype != case.arrays.x.dtype:
                 return np.inf, f"a result is {result.dtype} {result.shape}, due {exact.shape}"
-            errors.append(np.abs(result.astype(np.float64) - exact).max() / np.abs(exact).max())
+            difference = on_host(result).astype(np.float64) - exact
+            errors.append(np.abs(difference).max() / np.abs(exact).max())
     return float(np.max(errors)), ""  # a NaN among them is the largest

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ._arrays import Array, compute_dtype, require_array
+from ._arrays import Array, compute_dtype, module_of, require_array, require_one_library
 from ._attributes import integer_sides, pair
 
 
@@ -41,6 +41,7 @@ def pack_offset(dy: Array, dx: Array) -> Array:
     array([ 0.5, -2. ])
     """
     axes = "(N, deformable_groups*KH*KW, OH, OW)"
+    require_one_library({"dy": dy, "dx": dx})
     dy, dx = require_array("dy", dy, axes), require_array("dx", dx, axes)
     if dy.dtype != dx.dtype:
         raise TypeError(
@@ -53,7 +54,8 @@ def pack_offset(dy: Array, dx: Array) -> Array:
             " numpy.broadcast_to makes one from a constant"
         )
     images, taps, *size = dy.shape
-    return np.stack((dy, dx), axis=2).reshape(images, 2 * taps, *size)
+    stacked: Array = module_of(dy).stack((dy, dx), axis=2)
+    return stacked.reshape(images, 2 * taps, *size)
 
 
 def unpack_offset(offset: Array) -> tuple[Array, Array]:
@@ -145,5 +147,5 @@ def sampling_grid(
         tap = np.divmod(np.arange(step.shape[1]) % taps, kernel[1])[axis] * dilations[axis]
         base = np.add.outer(tap, positions)
         base = base[:, :, None] if axis == 0 else base[:, None, :]
-        grids.append(step.astype(dtype) + base.astype(dtype))
+        grids.append(step.astype(dtype) + module_of(step).asarray(base.astype(dtype)))
     return grids[0], grids[1]

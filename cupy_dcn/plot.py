@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arguments import check_mask, check_offset
-from ._arrays import Array, require_array
+from ._arrays import Array, on_host, require_array
 from ._attributes import came, geometry_of, is_integer, pair
 from ._geometry import Geometry
 
@@ -87,6 +87,7 @@ def draw_sampling(
     >>> ax = cupy_dcn.plot.draw_sampling(np.eye(8), offset, at=[(2, 2), (6, 5)], padding=1)
     >>> ax.figure.savefig("sampling.png")  # doctest: +SKIP
     """
+    image, offset, mask = on_host(image), on_host(offset), on_host(mask)
     picture = _check_image(image)
     geometry = _geometry(picture, offset, kernel_size, stride, padding, dilation)
     pixels = _check_pixels(at, geometry)

@@ -258,6 +258,9 @@ class Accesses:
         return self.launch.parameter_store.nbytes
 
     def _demand_written(self, access: Access, store: Allocation, index: Any, chosen: Any) -> None:
+        if store not in self.launch.asked:  # memory written to the full need not be asked again
+            self.launch.asked.add(store)
+            store.refresh()
         width = min(access.width, 8)
         flags = store.flags(f"u{width}")
         if access.width > 8:

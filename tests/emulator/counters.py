@@ -149,9 +149,8 @@ def count_conflicts(rows: Any, width: int) -> int:
     units = rows if width >= 4 else rows >> (1 if width == 2 else 2)
     banks = 32 if width <= 4 else 128 // width
     units = units.reshape(-1, banks)
-    low = units.min(axis=1)
-    spread = units.max(axis=1) - low
-    units = units[(spread >= banks) | (low < 0)]  # neighbours, each in a bank of its own, are done
+    spread = units.max(axis=1) - units.min(axis=1)
+    units = units[spread >= banks]  # the others lie within one round of all banks
     if not units.size:
         return 0
     units = np.sort(units, axis=1)

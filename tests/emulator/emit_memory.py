@@ -83,6 +83,8 @@ def _parameter(e: Emitter, i: Instruction, access: Access, offset: int) -> None:
 @emits("st")
 def _store(e: Emitter, i: Instruction) -> None:
     access = _access(e, i, "store")
+    if access.space == "param":
+        e.refuse(i, "a call of a device function that was not inlined")
     address, access.offset = _address(e, i.operands[0])
     values = _values(e, i.operands[1], access)
     e.line(f"m.store({e.thing(access)}, {address}, {values}, {_where(e, i)})")

@@ -57,6 +57,7 @@ class Launch:
         self._refuse(shared_limit)
         self.parameter_store = self._parameter_store(arguments)
         self.last: dict[Any, Allocation] = {}
+        self.asked: set[Allocation] = set()
         self.races = Races()
         self.counters = Counters()
         self._marks: dict[tuple[Allocation, bool], Any] = {}
@@ -69,8 +70,6 @@ class Launch:
         self.threads_at = [0] * len(kernel.blocks)
         self.warps_at = [0] * len(kernel.blocks)
         self.classes_at = np.zeros(len(CLASSES), np.int64)
-        for allocation in self.memory.live():
-            allocation.refresh()
         per_batch = self._blocks_per_batch()
         with np.errstate(all="ignore"):
             for first in range(0, self.blocks_in_grid, per_batch):

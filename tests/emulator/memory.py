@@ -112,10 +112,6 @@ class Memory:
         allocation = self._live[index]
         return allocation if address < allocation.base + allocation.nbytes else None
 
-    def live(self) -> list[Allocation]:
-        """Return the live allocations."""
-        return self._live
-
     def describe(self, address: int) -> str:
         """Say what lies at or next to an address, for a message."""
         if address < 1 << 16:

@@ -1,0 +1,181 @@
+"""warmup: compile a layer's kernels before its first call. And which GPU there is to do it for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _kernels
+from ._arrays import SUPPORTED, is_half, is_supported
+from ._attributes import came, geometry_of, is_integer, pair
+from ._specialisation import Macros, sampling_macros, transpose_macros
+
+FORWARD = ("to_channels_last", "deform_im2col")
+BACKWARD = ("deform_coord_grad", "deform_col2im", "from_channels_last")
+INDEX = np.dtype(np.int32)  # wider where an array has 2^31 elements or more
+
+
+def warmup(
+    channels: int,
+    kernel_size: int | Sequence[int] = 3,
+    *,
+    groups: int = 1,
+    deformable_groups: int = 1,
+    dtype: npt.DTypeLike = "float32",
+    offset_dtype: npt.DTypeLike | None = None,
+    mask_dtype: npt.DTypeLike | None = None,
+    mask: bool = True,
+    backward: bool = True,
+) -> int:
+    """Compile the CUDA kernels of a layer for the current device, before its first call.
+
+    A layer's kernels are compiled at its first call on a GPU, in some tenths of a second each, and
+    kept on disk by CuPy. This does it ahead: when a service starts, or an image is built.
+
+    Parameters
+    ----------
+    channels : int
+        C_in.
+    kernel_size : int or (int, int)
+        KH and KW.
+    groups, deformable_groups : int
+        As given to `deform_conv2d`.
+    dtype : dtype
+        Of x and weight: float64, float32, float16 or bfloat16 (of ml_dtypes; its name will do).
+    offset_dtype, mask_dtype : dtype, optional
+        x's by default; float32 is possible beside half-precision x.
+    mask : bool
+        Whether the calls have a mask (v2).
+    backward : bool
+        Whether to compile the kernels of the gradients, too.
+
+    Returns
+    -------
+    int
+        How many kernels this process had not loaded yet: 0 if there was nothing to do.
+
+    Raises
+    ------
+    ImportError
+        If there is no CuPy, or bfloat16 is asked for and there is no ml_dtypes.
+    RuntimeError
+        If CuPy finds no GPU.
+    TypeError, ValueError
+        If an argument is none that a layer can have; before anything is compiled.
+
+    Notes
+    -----
+    Nothing else is compiled into a kernel: calls differ in batch, image size, output channels,
+    stride, padding and dilation without a compilation. An exception are arrays of 2^31 elements or
+    more, whose kernels have wider indices; they are compiled at their first call.
+
+    Examples
+    --------
+    >>> import cupy_dcn
+    >>> cupy_dcn.warmup(32, kernel_size=3, dtype="float16")  # on a machine with a GPU
+    5
+    >>> cupy_dcn.warmup(32, kernel_size=3, dtype="float16")
+    0
+    """
+    wanted = kernels_of(
+        channels, kernel_size, groups, deformable_groups, dtype, offset_dtype, mask_dtype, mask,
+        backward,
+    )  # fmt: skip
+    cupy = usable_cupy()
+    before = set(_kernels.compiled())
+    for name, macros in wanted:
+        # Taken from the process's own table it may be there for another device only.
+        _ = _kernels.kernel(cupy, name, macros).kernel
+    return len(set(wanted) - before)
+
+
+def kernels_of(
+    channels: object,
+    kernel_size: object,
+    groups: object,
+    deformable_groups: object,
+    dtype: object,
+    offset_dtype: object,
+    mask_dtype: object,
+    mask: object,
+    backward: object,
+) -> list[tuple[str, Macros]]:
+    """Return the names and macros of a layer's kernels; see ``warmup`` for the arguments."""
+    for name, value in (("mask", mask), ("backward", backward)):
+        if not isinstance(value, bool):
+            raise TypeError(
+                f"{name} must be True or False, got {came(value)}; a warmup takes no arrays"
+            )
+    if not is_integer(channels):
+        raise TypeError(f"channels must be an int, got {came(channels)}; it is C_in, x.shape[1]")
+    if channels < 1:  # type: ignore[operator]
+        raise ValueError(f"channels must be at least 1, got {channels}; it is C_in, x.shape[1]")
+    height, width = pair("kernel_size", kernel_size, 1)
+    shape = (1, int(channels), height, width)  # type: ignore[call-overload]
+    geometry = geometry_of(
+        shape, (height, width), 1, 0, 1, deformable_groups, groups, owner="the layer"
+    )
+    x = _dtype("dtype", dtype)
+    offset = x if offset_dtype is None else _beside(x, "offset_dtype", offset_dtype)
+    factor = x if mask_dtype is None else _beside(x, "mask_dtype", mask_dtype)
+    sampling = sampling_macros(geometry, x, offset, factor if mask else None, INDEX)
+    transposing = transpose_macros(geometry.channels, x, INDEX)
+    return [
+        (name, sampling if name.startswith("deform") else transposing)
+        for name in FORWARD + (BACKWARD if backward else ())
+    ]
+
+
+def _dtype(name: str, value: object) -> np.dtype[Any]:
+    if isinstance(value, str) and value == "bfloat16":  # NumPy knows the name only once ml_dtypes is imported
+        try:
+            import ml_dtypes
+        except ImportError as error:
+            raise ImportError(
+                f"bfloat16 needs ml_dtypes, which could not be imported ({error});"
+                " pip install ml_dtypes brings it"
+            ) from error
+        return np.dtype(ml_dtypes.bfloat16)
+    dtype: np.dtype[Any] | None = None
+    with contextlib.suppress(TypeError, ValueError):
+        dtype = None if value is None else np.dtype(value)  # type: ignore[call-overload]
+    if dtype is None or not is_supported(dtype):
+        raise TypeError(f"{name} must be {SUPPORTED}, got {came(value)}; it is that of an array")
+    return dtype
+
+
+def _beside(x: np.dtype[Any], name: str, value: object) -> np.dtype[Any]:
+    """Return the dtype of offset or mask beside x's."""
+    dtype = _dtype(name, value)
+    if dtype != x and not (is_half(x) and dtype == np.float32):
+        also = " or float32" if is_half(x) else ""
+        raise TypeError(f"{name} is {dtype}, expected x's dtype {x}{also}; None means x's")
+    return dtype
+
+
+def usable_cupy() -> ModuleType:
+    """Return CuPy if it is there and finds a GPU."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise ImportError(
+            f"this needs CuPy, which could not be imported ({_one_line(error)});"
+            " pip install 'cupy_dcn[cuda13x-ctk]' brings it, cuda12x-ctk for a driver of CUDA 12"
+        ) from error
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+        reason = "it counts none"
+    except Exception as error:  # CuPy's own where there is no driver or no device
+        count, reason = 0, _one_line(error)
+    if count == 0:
+        raise RuntimeError(f"this needs a GPU, and CuPy finds none ({reason})")
+    return cupy  # type: ignore[no-any-return]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
