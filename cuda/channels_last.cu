@@ -4,7 +4,7 @@
 // other. With fewer than 32 channels a block takes more cells instead, so that no thread is idle. The
 // borders are written here too: nothing is filled before.
 //
-// Launch: grid (ceil(cells / TRANSPOSE_CELLS), ceil(C_in / TRANSPOSE_CHANNELS), images), 256 threads.
+// Launch: grid (ceil(cells / TRANSPOSE_CELLS) * ceil(C_in / TRANSPOSE_CHANNELS), 1, images), 256 threads.
 // Bytes per element: one read, one write.
 #include "geometry.cuh"
 
@@ -14,6 +14,7 @@
 #endif
 
 constexpr int THREADS = 256;
+constexpr int BLOCKS_A_CELL = (CHANNELS + TRANSPOSE_CHANNELS - 1) / TRANSPOSE_CHANNELS;
 constexpr int ROWS = THREADS / TRANSPOSE_CELLS;  // channels that the block moves at once along pixels
 constexpr int PASSES_OF_PIXELS = (TRANSPOSE_CHANNELS + ROWS - 1) / ROWS;
 constexpr int STEP = THREADS / TRANSPOSE_CHANNELS;  // cells that it moves at once along channels
@@ -44,9 +45,9 @@ struct Block {
 
     __device__ explicit Block(const Geometry &geometry)
         : image(blockIdx.z),
-          first_cell(index_t(blockIdx.x) * TRANSPOSE_CELLS),
+          first_cell(index_t(blockIdx.x / BLOCKS_A_CELL) * TRANSPOSE_CELLS),
           cells(Cells(geometry).count),
-          first_channel(blockIdx.y * TRANSPOSE_CHANNELS) {}
+          first_channel(blockIdx.x % BLOCKS_A_CELL * TRANSPOSE_CHANNELS) {}
 
     __device__ bool has(int channel) const {
         return CHANNELS % TRANSPOSE_CHANNELS == 0 || first_channel + channel < CHANNELS;

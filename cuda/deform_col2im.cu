@@ -21,17 +21,12 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
     const int pixel = threadIdx.x / LANES, lane = threadIdx.x % LANES;
     for (int first_tap = 0; first_tap < TAPS; first_tap += TAPS_AT_ONCE) {
         const int taps = min(TAPS_AT_ONCE, TAPS - first_tap);
-        for (int s = threadIdx.x; s < TILE * taps; s += BLOCK) {
-            const int pixel = s % TILE, tap = s / TILE;
-            if (tile.holds(geometry, pixel)) {
-                const Point point(geometry, tile, offset, first_tap + tap, pixel);
-                const compute_t factor = mask_of(geometry, tile, mask, first_tap + tap, pixel);
-                weights[pixel * TAPS_AT_ONCE + tap] =
-                    bilinear_weights(point.y.fraction, point.x.fraction, factor);
-                cells[pixel * TAPS_AT_ONCE + tap] =
-                    point.inside() ? layout.at(point.y.whole, point.x.whole) : -1;
-            }
-        }
+        each_point(geometry, tile, taps, [&](int slot, int tap, int pixel) {
+            const Point point(geometry, tile, offset, first_tap + tap, pixel);
+            const compute_t factor = mask_of(geometry, tile, mask, first_tap + tap, pixel);
+            weights[slot] = bilinear_weights(point.y.fraction, point.x.fraction, factor);
+            cells[slot] = point.inside() ? layout.at(point.y.whole, point.x.whole) : -1;
+        });
         __syncthreads();
         if (tile.holds(geometry, pixel)) {
             const data_t *column = grad_columns + column_of_pixel(geometry, tile, pixel) +
@@ -44,16 +39,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
                     continue;
                 }
                 const Weights weight = weights[pixel * TAPS_AT_ONCE + tap];
-#pragma unroll 2
-                for (int step = 0; step < STEPS; ++step) {
-                    const int channel = (step * LANES + lane) * VECTOR;
-                    if (RAGGED && channel >= SHARED_CHANNELS) {
-                        break;
-                    }
+                each_vector(lane, [&](int channel, int at) {
                     const auto grad = load<VECTOR>(
                         column + tap * GROUP_CHANNELS +
                         column_of_channel(geometry, tile.group * SHARED_CHANNELS + channel));
-                    compute_t *to = corner + cell + step * LANES * VECTOR;
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
                         compute_t share[VECTOR];
@@ -61,9 +50,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
                         for (int j = 0; j < VECTOR; ++j) {
                             share[j] = weight.at[i] * widen(grad.at[j]);
                         }
-                        add_atomically(to + i / 2 * layout.pitch + i % 2 * CHANNELS, share);
+                        add_atomically(
+                            corner + cell + at + i / 2 * layout.pitch + i % 2 * CHANNELS, share);
                     }
-                }
+                });
             }
         }
         if (first_tap + TAPS_AT_ONCE < TAPS) {

@@ -50,15 +50,12 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
     const int pixel = threadIdx.x / LANES, lane = threadIdx.x % LANES;
     for (int first_tap = 0; first_tap < TAPS; first_tap += TAPS_AT_ONCE) {
         const int taps = min(TAPS_AT_ONCE, TAPS - first_tap);
-        for (int s = threadIdx.x; s < TILE * taps; s += BLOCK) {
-            const int pixel = s % TILE, slot = pixel * TAPS_AT_ONCE + s / TILE;
-            if (tile.holds(geometry, pixel)) {
-                const Point point(geometry, tile, offset, first_tap + s / TILE, pixel);
-                fractions[0][slot] = point.y.fraction;
-                fractions[1][slot] = point.x.fraction;
-                cells[slot] = point.inside() ? layout.at(point.y.whole, point.x.whole) : -1;
-            }
-        }
+        each_point(geometry, tile, taps, [&](int slot, int tap, int pixel) {
+            const Point point(geometry, tile, offset, first_tap + tap, pixel);
+            fractions[0][slot] = point.y.fraction;
+            fractions[1][slot] = point.x.fraction;
+            cells[slot] = point.inside() ? layout.at(point.y.whole, point.x.whole) : -1;
+        });
         __syncthreads();
         if (tile.holds(geometry, pixel)) {
             const data_t *column = grad_columns + column_of_pixel(geometry, tile, pixel) +
@@ -72,16 +69,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
                 }
                 const data_t *above = corner + cell, *below = above + layout.pitch;
                 compute_t dots[4] = {0, 0, 0, 0};
-#pragma unroll 2
-                for (int step = 0; step < STEPS; ++step) {
-                    const int channel = (step * LANES + lane) * VECTOR;
-                    if (RAGGED && channel >= SHARED_CHANNELS) {
-                        break;
-                    }
+                each_vector(lane, [&](int channel, int at) {
                     const auto grad = load<VECTOR>(
                         column + tap * GROUP_CHANNELS +
                         column_of_channel(geometry, tile.group * SHARED_CHANNELS + channel));
-                    const int at = step * LANES * VECTOR;
                     const auto v00 = load<VECTOR>(above + at);
                     const auto v01 = load<VECTOR>(above + at + CHANNELS);
                     const auto v10 = load<VECTOR>(below + at);
@@ -94,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
                         dots[2] += value * widen(v10.at[i]);
                         dots[3] += value * widen(v11.at[i]);
                     }
-                }
+                });
                 sum_over_lanes(dots, lane);
                 if (lane < 4) {
                     compute_t *total = totals[pixel * TAPS_AT_ONCE + tap].at + first_dot(lane);
@@ -106,35 +97,29 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
             }
         }
         __syncthreads();
-        for (int s = threadIdx.x; s < TILE * taps; s += BLOCK) {
-            const int pixel = s % TILE, slot = pixel * TAPS_AT_ONCE + s / TILE;
-            if (!tile.holds(geometry, pixel)) {
-                continue;
-            }
-            const int tap = first_tap + s / TILE;
+        each_point(geometry, tile, taps, [&](int slot, int tap, int pixel) {
             compute_t by_y = 0, by_x = 0, by_mask = 0;
             if (cells[slot] >= 0) {
                 const Weights dot = totals[slot];
                 const compute_t y = fractions[0][slot], x = fractions[1][slot];
-                const compute_t factor = mask_of(geometry, tile, mask, tap, pixel);
+                const compute_t factor = mask_of(geometry, tile, mask, first_tap + tap, pixel);
                 by_y = factor * ((1 - x) * (dot.at[2] - dot.at[0]) + x * (dot.at[3] - dot.at[1]));
                 by_x = factor * ((1 - y) * (dot.at[1] - dot.at[0]) + y * (dot.at[3] - dot.at[2]));
                 by_mask = (1 - y) * ((1 - x) * dot.at[0] + x * dot.at[1]) +
                           y * ((1 - x) * dot.at[2] + x * dot.at[3]);
             }
-            const index_t channel = index_t(tile.group) * TAPS + tap;
-            constexpr index_t CHANNELS_OF_MASK = index_t(DEFORMABLE_GROUPS) * TAPS;
+            constexpr index_t MASK_CHANNELS = index_t(DEFORMABLE_GROUPS) * TAPS;
+            const index_t channel = index_t(tile.group) * TAPS + first_tap + tap;
             if (grad_offset) {
-                offset_t *to = grad_offset + tile.in_output(geometry, 2 * CHANNELS_OF_MASK,
+                offset_t *to = grad_offset + tile.in_output(geometry, 2 * MASK_CHANNELS,
                                                             2 * channel, pixel);
                 narrow(by_y, to[0]);
                 narrow(by_x, to[geometry.out_height * geometry.out_width]);
             }
             if (grad_mask) {
-                narrow(by_mask,
-                       grad_mask[tile.in_output(geometry, CHANNELS_OF_MASK, channel, pixel)]);
+                narrow(by_mask, grad_mask[tile.in_output(geometry, MASK_CHANNELS, channel, pixel)]);
             }
-        }
+        });
         if (first_tap + TAPS_AT_ONCE < TAPS) {
             __syncthreads();
         }

@@ -11,8 +11,8 @@
 // written once; read four times from the caches, about once from memory.
 #include "bilinear.cuh"
 
-// FACTORED: an infinite mask must multiply the sampled value, not its parts, whose products with zero
-// weights are not numbers. Such points carry their plain weights and are multiplied here.
+// FACTORED: a mask that is infinite, or no number, must multiply the sampled value, 0 outside included,
+// not its parts, which would be 0 * inf. Such points carry their plain weights and are multiplied here.
 template <bool FACTORED>
 __device__ void sample_pixel(const Geometry &geometry, const Tile &tile, const data_t *corner,
                              const mask_t *mask, const Weights *weights, const index_t *cells,
@@ -21,7 +21,6 @@ __device__ void sample_pixel(const Geometry &geometry, const Tile &tile, const d
     const index_t pitch = Cells(geometry).pitch;
     corner += tile.group * SHARED_CHANNELS + lane * VECTOR;
     column += column_of_pixel(geometry, tile, pixel) + first_tap * GROUP_CHANNELS;
-    // Unrolled by powers of two only: by 3, NVRTC 13.5 leaves out the last one or two of 5 taps' checks.
 #pragma unroll(FACTORED ? 1 : 2)
     for (int tap = 0; tap < taps; ++tap) {
         const Weights weight = weights[pixel * TAPS_AT_ONCE + tap];
@@ -31,13 +30,7 @@ __device__ void sample_pixel(const Geometry &geometry, const Tile &tile, const d
             const compute_t value = mask_of(geometry, tile, mask, first_tap + tap, pixel);
             factor = isfinite(value) ? compute_t(1) : value;
         }
-#pragma unroll(FACTORED ? 1 : 2)
-        for (int step = 0; step < STEPS; ++step) {
-            const int channel = (step * LANES + lane) * VECTOR;
-            if (RAGGED && channel >= SHARED_CHANNELS) {
-                break;
-            }
-            const int at = step * LANES * VECTOR;
+        each_vector(lane, [&](int channel, int at) {
             const auto v00 = load<VECTOR>(above + at), v01 = load<VECTOR>(above + at + CHANNELS);
             const auto v10 = load<VECTOR>(below + at), v11 = load<VECTOR>(below + at + CHANNELS);
             Vector<data_t, VECTOR> sampled;
@@ -52,7 +45,7 @@ __device__ void sample_pixel(const Geometry &geometry, const Tile &tile, const d
             store(column + tap * GROUP_CHANNELS +
                       column_of_channel(geometry, tile.group * SHARED_CHANNELS + channel),
                   sampled);
-        }
+        });
     }
 }
 
@@ -67,23 +60,19 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
     for (int first_tap = 0; first_tap < TAPS; first_tap += TAPS_AT_ONCE) {
         const int taps = min(TAPS_AT_ONCE, TAPS - first_tap);
         int factored = 0;
-        for (int s = threadIdx.x; s < TILE * taps; s += BLOCK) {
-            const int pixel = s % TILE, tap = s / TILE;
-            if (tile.holds(geometry, pixel)) {
-                const Point point(geometry, tile, offset, first_tap + tap, pixel);
-                compute_t factor = mask_of(geometry, tile, mask, first_tap + tap, pixel);
-                if (!isfinite(factor)) {
-                    factored = 1;
-                    factor = 1;
-                }
-                weights[pixel * TAPS_AT_ONCE + tap] =
-                    point.inside() ? bilinear_weights(point.y.fraction, point.x.fraction, factor)
-                                   : Weights{};
-                cells[pixel * TAPS_AT_ONCE + tap] =
-                    point.inside() ? layout.at(point.y.whole, point.x.whole) : layout.zero;
+        each_point(geometry, tile, taps, [&](int slot, int tap, int pixel) {
+            const Point point(geometry, tile, offset, first_tap + tap, pixel);
+            compute_t factor = mask_of(geometry, tile, mask, first_tap + tap, pixel);
+            if (!isfinite(factor)) {
+                factored = 1;
+                factor = 1;
             }
-        }
-        // A barrier both ways.
+            weights[slot] = point.inside()
+                                ? bilinear_weights(point.y.fraction, point.x.fraction, factor)
+                                : Weights{};
+            cells[slot] =
+                point.inside() ? layout.at(point.y.whole, point.x.whole) : layout.zero;
+        });
         factored = __syncthreads_or(factored);
         if (tile.holds(geometry, threadIdx.x / LANES)) {
             const data_t *from = image + tile.image * layout.count * CHANNELS;

@@ -132,3 +132,32 @@ __device__ inline index_t column_of_channel(const Geometry &geometry, int channe
     return index_t(channel / GROUP_CHANNELS) * geometry.column_pixels * TAPS * GROUP_CHANNELS +
            channel % GROUP_CHANNELS;
 }
+
+// The walk that im2col, its adjoint and its derivative share. First the sampling points of some taps, a
+// thread each, neighbouring threads on neighbouring pixels: use(slot, tap, pixel), where slot is
+// the point's place in shared memory and tap counts from the first of these taps.
+template <typename Use>
+__device__ inline void each_point(const Geometry &geometry, const Tile &tile, int taps, Use use) {
+    for (int s = threadIdx.x; s < TILE * taps; s += BLOCK) {
+        const int pixel = s % TILE, tap = s / TILE;
+        if (tile.holds(geometry, pixel)) {
+            use(pixel * TAPS_AT_ONCE + tap, tap, pixel);
+        }
+    }
+}
+
+// Then, with LANES threads a pixel and a point at a time, its channels: use(channel, at), where channel
+// counts within the deformable group and at is how far it lies from the lane's first one.
+template <typename Use>
+__device__ inline void each_vector(int lane, Use use) {
+    // Unrolled by powers of two only, here and in the kernels: by 3, NVRTC 13.5 drops the test for the
+    // end of the loop after the first and second of the three (two taps too many of 4, one of 5).
+#pragma unroll 2
+    for (int step = 0; step < STEPS; ++step) {
+        const int at = step * LANES * VECTOR, channel = at + lane * VECTOR;
+        if (RAGGED && channel >= SHARED_CHANNELS) {
+            break;
+        }
+        use(channel, at);
+    }
+}

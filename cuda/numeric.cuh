@@ -82,12 +82,13 @@ __device__ inline void store(T *to, const Vector<T, N> &values) {
     *reinterpret_cast<Vector<T, N> *>(to) = values;
 }
 
-// Adds N consecutive values to memory that other threads add to as well. From sm_90 on four floats, or
-// two, are one reduction; it is written out, since atomicAdd of a float4 returns the sum it replaces.
-// Below, and for double, each is its own.
+// Adds N consecutive values to memory that other threads add to as well. From sm_90 on (CUDA 12.1) four
+// floats, or two, are one reduction; it is written out, since atomicAdd of a float4 returns the sum
+// it replaces. Below, and for double, each is its own.
 template <int N>
 __device__ inline void add_atomically(float *to, const float (&values)[N]) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && \
+    __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1201
     constexpr int WIDTH = N % 4 == 0 ? 4 : N % 2 == 0 ? 2 : 1;
 #else
     constexpr int WIDTH = 1;

@@ -230,9 +230,6 @@ def _transpose(
     target: Array,
 ) -> None:
     macros = transpose_macros(geometry.channels, dtype, index)
-    grid = (
-        -(-copy_cells(geometry) // macros.transpose_cells),
-        -(-geometry.channels // macros.transpose_channels),
-        len(source),
-    )
+    blocks_a_cell = -(-geometry.channels // macros.transpose_channels)
+    grid = (-(-copy_cells(geometry) // macros.transpose_cells) * blocks_a_cell, 1, len(source))
     kernel(cupy_of(source), name, macros)(grid, (TRANSPOSE_THREADS,), (settings, source, target))
