@@ -8,40 +8,56 @@
 struct Coordinate {
     index_t whole;
     compute_t fraction;
-    bool inside;  // of the open interval (-1, size); false for NaN and for anything out of reach
+    bool inside;  // of the open interval (-1, size); false for NaN and infinities
 
-    __device__ Coordinate(index_t base, compute_t shift, index_t size) {
-        // In reach: base, an index, plus shift is one too. NaN fails the comparison.
-        const compute_t reach = sizeof(index_t) == 4 ? compute_t(1 << 30) : compute_t(1ll << 62);
-        const bool reachable = fabs(shift) < reach;
-        const compute_t below = floor(shift);
-        whole = base + (reachable ? index_t(below) : 0);
-        fraction = shift - below;
-        inside = reachable && whole < size && (whole >= 0 || (whole == -1 && fraction > 0));
+    // An offset beyond the index type saturates, and the sum may wrap around: then it lies outside too,
+    // since sizes and bases stay below a quarter of the type's range (_plan_gpu.py).
+    __device__ Coordinate(index_t base, compute_t shift, index_t size)
+        : whole(unsigned_t(base) + unsigned_t(floor_to<index_t>(shift))),
+          fraction(shift - floor(shift)) {
+        // Whole from -1 to size - 1; at -1 the fraction must be more than 0. NaN fails the comparison.
+        inside = unsigned_t(whole) + 1 <= unsigned_t(size) &&
+                 fraction > (whole < 0 ? compute_t(0) : compute_t(-1));
     }
 };
 
-struct Point {
-    Coordinate y, x;
-
-    // Tap `tap` of one of the tile's pixels; `offset` is the first element of the launch.
-    __device__ Point(const Geometry &geometry, const Tile &tile, const offset_t *offset, int tap,
-                     int pixel)
-        : y((geometry.first_row + tile.row_of(pixel)) * geometry.stride_y - geometry.pad_top +
-                tap / KERNEL_WIDTH * geometry.dilation_y,
-            shift(geometry, tile, offset, 2 * tap, pixel), geometry.height),
+// The sampling points of one output pixel.
+class Sampler {
+  public:
+    __device__ Sampler(const Geometry &geometry, const Tile &tile, const offset_t *offset,
+                       const mask_t *mask, int pixel)
+        : geometry(geometry),
+          y((geometry.first_row + tile.row_of(pixel)) * geometry.stride_y - geometry.pad_top),
           x((geometry.first_column + tile.column_of(pixel)) * geometry.stride_x -
-                geometry.pad_left + tap % KERNEL_WIDTH * geometry.dilation_x,
-            shift(geometry, tile, offset, 2 * tap + 1, pixel), geometry.width) {}
+            geometry.pad_left),
+          offset(offset + tile.in(geometry.offset, index_t(tile.group) * 2 * TAPS, pixel)),
+          mask(mask) {
+#if MASKED
+        this->mask += tile.in(geometry.mask, index_t(tile.group) * TAPS, pixel);
+#endif
+    }
 
-    __device__ bool inside() const { return y.inside && x.inside; }
+    __device__ Coordinate row(int tap) const {
+        return {y + index_t(unsigned(tap) / KERNEL_WIDTH) * geometry.dilation_y,
+                widen(offset[index_t(2 * tap) * geometry.offset.channel]), geometry.height};
+    }
+    __device__ Coordinate column(int tap) const {
+        return {x + index_t(unsigned(tap) % KERNEL_WIDTH) * geometry.dilation_x,
+                widen(offset[index_t(2 * tap + 1) * geometry.offset.channel]), geometry.width};
+    }
+    __device__ compute_t factor(int tap) const {
+#if MASKED
+        return widen(mask[tap * geometry.mask.channel]);
+#else
+        return 1;
+#endif
+    }
 
   private:
-    __device__ static compute_t shift(const Geometry &geometry, const Tile &tile,
-                                      const offset_t *offset, int channel, int pixel) {
-        return widen(
-            offset[tile.in(geometry.offset, index_t(tile.group) * 2 * TAPS + channel, pixel)]);
-    }
+    const Geometry &geometry;
+    index_t y, x;  // where tap (0, 0) samples without an offset
+    const offset_t *offset;
+    const mask_t *mask;
 };
 
 // Weights of the corners 00, 01, 10, 11 (row, column).
@@ -52,13 +68,4 @@ struct alignas(4 * sizeof(compute_t)) Weights {
 __device__ inline Weights bilinear_weights(compute_t y, compute_t x, compute_t factor) {
     const compute_t lower = y * factor, upper = (1 - y) * factor;
     return {{upper * (1 - x), upper * x, lower * (1 - x), lower * x}};
-}
-
-__device__ inline compute_t mask_of(const Geometry &geometry, const Tile &tile, const mask_t *mask,
-                                    int tap, int pixel) {
-#if MASKED
-    return widen(mask[tile.in(geometry.mask, index_t(tile.group) * TAPS + tap, pixel)]);
-#else
-    return 1;
-#endif
 }

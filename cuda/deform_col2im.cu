@@ -18,14 +18,15 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
     __shared__ index_t cells[SAMPLES];
     const Tile tile;
     const Cells layout(geometry);
+    const Sampler planned(geometry, tile, offset, mask, planned_pixel());
     const int pixel = threadIdx.x / LANES, lane = threadIdx.x % LANES;
     for (int first_tap = 0; first_tap < TAPS; first_tap += TAPS_AT_ONCE) {
         const int taps = min(TAPS_AT_ONCE, TAPS - first_tap);
-        each_point(geometry, tile, taps, [&](int slot, int tap, int pixel) {
-            const Point point(geometry, tile, offset, first_tap + tap, pixel);
-            const compute_t factor = mask_of(geometry, tile, mask, first_tap + tap, pixel);
-            weights[slot] = bilinear_weights(point.y.fraction, point.x.fraction, factor);
-            cells[slot] = point.inside() ? layout.at(point.y.whole, point.x.whole) : -1;
+        each_point(geometry, tile, taps, [&](int slot, int tap) {
+            const Coordinate y = planned.row(first_tap + tap), x = planned.column(first_tap + tap);
+            const compute_t factor = planned.factor(first_tap + tap);
+            weights[slot] = bilinear_weights(y.fraction, x.fraction, factor);
+            cells[slot] = y.inside && x.inside ? layout.at(y.whole, x.whole) : -1;
         });
         __syncthreads();
         if (tile.holds(geometry, pixel)) {

@@ -47,14 +47,17 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
     __shared__ index_t cells[SAMPLES];
     const Tile tile;
     const Cells layout(geometry);
+    const Sampler planned(geometry, tile, offset, mask, planned_pixel());
     const int pixel = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+    constexpr index_t MASK_CHANNELS = index_t(DEFORMABLE_GROUPS) * TAPS;
+    const index_t plane = geometry.out_height * geometry.out_width;
     for (int first_tap = 0; first_tap < TAPS; first_tap += TAPS_AT_ONCE) {
         const int taps = min(TAPS_AT_ONCE, TAPS - first_tap);
-        each_point(geometry, tile, taps, [&](int slot, int tap, int pixel) {
-            const Point point(geometry, tile, offset, first_tap + tap, pixel);
-            fractions[0][slot] = point.y.fraction;
-            fractions[1][slot] = point.x.fraction;
-            cells[slot] = point.inside() ? layout.at(point.y.whole, point.x.whole) : -1;
+        each_point(geometry, tile, taps, [&](int slot, int tap) {
+            const Coordinate y = planned.row(first_tap + tap), x = planned.column(first_tap + tap);
+            fractions[0][slot] = y.fraction;
+            fractions[1][slot] = x.fraction;
+            cells[slot] = y.inside && x.inside ? layout.at(y.whole, x.whole) : -1;
         });
         __syncthreads();
         if (tile.holds(geometry, pixel)) {
@@ -97,27 +100,27 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
             }
         }
         __syncthreads();
-        each_point(geometry, tile, taps, [&](int slot, int tap, int pixel) {
+        each_point(geometry, tile, taps, [&](int slot, int tap) {
             compute_t by_y = 0, by_x = 0, by_mask = 0;
             if (cells[slot] >= 0) {
                 const Weights dot = totals[slot];
                 const compute_t y = fractions[0][slot], x = fractions[1][slot];
-                const compute_t factor = mask_of(geometry, tile, mask, first_tap + tap, pixel);
+                const compute_t factor = planned.factor(first_tap + tap);
                 by_y = factor * ((1 - x) * (dot.at[2] - dot.at[0]) + x * (dot.at[3] - dot.at[1]));
                 by_x = factor * ((1 - y) * (dot.at[1] - dot.at[0]) + y * (dot.at[3] - dot.at[2]));
                 by_mask = (1 - y) * ((1 - x) * dot.at[0] + x * dot.at[1]) +
                           y * ((1 - x) * dot.at[2] + x * dot.at[3]);
             }
-            constexpr index_t MASK_CHANNELS = index_t(DEFORMABLE_GROUPS) * TAPS;
             const index_t channel = index_t(tile.group) * TAPS + first_tap + tap;
             if (grad_offset) {
-                offset_t *to = grad_offset + tile.in_output(geometry, 2 * MASK_CHANNELS,
-                                                            2 * channel, pixel);
+                offset_t *to = grad_offset + 2 * channel * plane +
+                               tile.in_output(geometry, 2 * MASK_CHANNELS, planned_pixel());
                 narrow(by_y, to[0]);
-                narrow(by_x, to[geometry.out_height * geometry.out_width]);
+                narrow(by_x, to[plane]);
             }
             if (grad_mask) {
-                narrow(by_mask, grad_mask[tile.in_output(geometry, MASK_CHANNELS, channel, pixel)]);
+                narrow(by_mask, grad_mask[channel * plane + tile.in_output(geometry, MASK_CHANNELS,
+                                                                           planned_pixel())]);
             }
         });
         if (first_tap + TAPS_AT_ONCE < TAPS) {

@@ -14,8 +14,8 @@
 // FACTORED: a mask that is infinite, or no number, must multiply the sampled value, 0 outside included,
 // not its parts, which would be 0 * inf. Such points carry their plain weights and are multiplied here.
 template <bool FACTORED>
-__device__ void sample_pixel(const Geometry &geometry, const Tile &tile, const data_t *corner,
-                             const mask_t *mask, const Weights *weights, const index_t *cells,
+__device__ void sample_pixel(const Geometry &geometry, const Tile &tile, const Sampler &sampler,
+                             const data_t *corner, const Weights *weights, const index_t *cells,
                              data_t *column, int first_tap, int taps) {
     const int pixel = threadIdx.x / LANES, lane = threadIdx.x % LANES;
     const index_t pitch = Cells(geometry).pitch;
@@ -27,7 +27,7 @@ __device__ void sample_pixel(const Geometry &geometry, const Tile &tile, const d
         const data_t *above = corner + cells[pixel * TAPS_AT_ONCE + tap], *below = above + pitch;
         compute_t factor = 1;
         if (FACTORED) {
-            const compute_t value = mask_of(geometry, tile, mask, first_tap + tap, pixel);
+            const compute_t value = sampler.factor(first_tap + tap);
             factor = isfinite(value) ? compute_t(1) : value;
         }
         each_vector(lane, [&](int channel, int at) {
@@ -57,31 +57,31 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
     __shared__ index_t cells[SAMPLES];
     const Tile tile;
     const Cells layout(geometry);
+    const Sampler planned(geometry, tile, offset, mask, planned_pixel());
     for (int first_tap = 0; first_tap < TAPS; first_tap += TAPS_AT_ONCE) {
         const int taps = min(TAPS_AT_ONCE, TAPS - first_tap);
         int factored = 0;
-        each_point(geometry, tile, taps, [&](int slot, int tap, int pixel) {
-            const Point point(geometry, tile, offset, first_tap + tap, pixel);
-            compute_t factor = mask_of(geometry, tile, mask, first_tap + tap, pixel);
+        each_point(geometry, tile, taps, [&](int slot, int tap) {
+            const Coordinate y = planned.row(first_tap + tap), x = planned.column(first_tap + tap);
+            const bool inside = y.inside && x.inside;
+            compute_t factor = planned.factor(first_tap + tap);
             if (!isfinite(factor)) {
                 factored = 1;
                 factor = 1;
             }
-            weights[slot] = point.inside()
-                                ? bilinear_weights(point.y.fraction, point.x.fraction, factor)
-                                : Weights{};
-            cells[slot] =
-                point.inside() ? layout.at(point.y.whole, point.x.whole) : layout.zero;
+            weights[slot] = inside ? bilinear_weights(y.fraction, x.fraction, factor) : Weights{};
+            cells[slot] = inside ? layout.at(y.whole, x.whole) : layout.zero;
         });
         factored = __syncthreads_or(factored);
         if (tile.holds(geometry, threadIdx.x / LANES)) {
+            const Sampler sampler(geometry, tile, offset, mask, threadIdx.x / LANES);
             const data_t *from = image + tile.image * layout.count * CHANNELS;
             if (MASKED && factored) {
-                sample_pixel<true>(geometry, tile, from, mask, weights, cells, columns, first_tap,
-                                   taps);
+                sample_pixel<true>(geometry, tile, sampler, from, weights, cells, columns,
+                                   first_tap, taps);
             } else {
-                sample_pixel<false>(geometry, tile, from, mask, weights, cells, columns, first_tap,
-                                    taps);
+                sample_pixel<false>(geometry, tile, sampler, from, weights, cells, columns,
+                                    first_tap, taps);
             }
         }
         if (first_tap + TAPS_AT_ONCE < TAPS) {

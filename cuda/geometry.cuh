@@ -99,8 +99,10 @@ struct Tile {
           column(index_t(blockIdx.x / DEFORMABLE_GROUPS) * TILE_WIDTH),
           group(blockIdx.x % DEFORMABLE_GROUPS) {}
 
-    __device__ index_t row_of(int pixel) const { return row + pixel / TILE_WIDTH; }
-    __device__ index_t column_of(int pixel) const { return column + pixel % TILE_WIDTH; }
+    __device__ index_t row_of(unsigned pixel) const { return row + index_t(pixel / TILE_WIDTH); }
+    __device__ index_t column_of(unsigned pixel) const {
+        return column + index_t(pixel % TILE_WIDTH);
+    }
     __device__ bool holds(const Geometry &geometry, int pixel) const {
         return row_of(pixel) < geometry.rows && column_of(pixel) < geometry.columns;
     }
@@ -109,11 +111,9 @@ struct Tile {
         return image * strides.image + channel * strides.channel + row_of(pixel) * strides.row +
                column_of(pixel) * strides.column;
     }
-    // The same for an array (images, channels, OH, OW) that is C-contiguous.
-    __device__ index_t in_output(const Geometry &geometry, index_t channels, index_t channel,
-                                 int pixel) const {
-        return ((image * channels + channel) * geometry.out_height + row_of(pixel)) *
-                   geometry.out_width +
+    // The same for channel 0 of an array (images, channels, OH, OW) that is C-contiguous.
+    __device__ index_t in_output(const Geometry &geometry, index_t channels, int pixel) const {
+        return (image * channels * geometry.out_height + row_of(pixel)) * geometry.out_width +
                column_of(pixel);
     }
 };
@@ -133,15 +133,16 @@ __device__ inline index_t column_of_channel(const Geometry &geometry, int channe
            channel % GROUP_CHANNELS;
 }
 
-// The walk that im2col, its adjoint and its derivative share. First the sampling points of some taps, a
-// thread each, neighbouring threads on neighbouring pixels: use(slot, tap, pixel), where slot is
-// the point's place in shared memory and tap counts from the first of these taps.
+// The walk that im2col, its adjoint and its derivative share. First the sampling points of some taps:
+// a thread stays at one pixel, its neighbours at the next ones, and takes every LANES-th tap:
+// use(slot, tap), where slot is the point's place in shared memory and tap counts from the first one.
+__device__ inline int planned_pixel() { return threadIdx.x % TILE; }
+
 template <typename Use>
 __device__ inline void each_point(const Geometry &geometry, const Tile &tile, int taps, Use use) {
-    for (int s = threadIdx.x; s < TILE * taps; s += BLOCK) {
-        const int pixel = s % TILE, tap = s / TILE;
-        if (tile.holds(geometry, pixel)) {
-            use(pixel * TAPS_AT_ONCE + tap, tap, pixel);
+    if (tile.holds(geometry, planned_pixel())) {
+        for (int tap = threadIdx.x / TILE; tap < taps; tap += LANES) {
+            use(planned_pixel() * TAPS_AT_ONCE + tap, tap);
         }
     }
 }

@@ -29,6 +29,15 @@ struct bfloat16 {
 };
 
 template <typename T>
+struct Unsigned {
+    typedef unsigned type;
+};
+template <>
+struct Unsigned<int64> {
+    typedef unsigned long long type;
+};
+
+template <typename T>
 struct Compute {
     typedef float type;
 };
@@ -42,6 +51,17 @@ typedef OFFSET_DATA offset_t;
 typedef MASK_DATA mask_t;
 typedef Compute<data_t>::type compute_t;
 typedef INDEX index_t;
+typedef Unsigned<index_t>::type unsigned_t;
+
+// The floor as an index. Beyond the index type it saturates; NaN gives 0.
+template <typename T>
+__device__ inline T floor_to(float value) {
+    return sizeof(T) == 4 ? T(__float2int_rd(value)) : T(__float2ll_rd(value));
+}
+template <typename T>
+__device__ inline T floor_to(double value) {
+    return sizeof(T) == 4 ? T(__double2int_rd(value)) : T(__double2ll_rd(value));
+}
 
 __device__ inline float widen(float value) { return value; }
 __device__ inline double widen(double value) { return value; }

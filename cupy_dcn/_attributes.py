@@ -143,7 +143,7 @@ def padding_sides(
         return 0, 0, 0, 0
     if padding.upper() != "SAME":
         raise ValueError(
-            f"padding must be {PADDING_FORMS}, 'SAME' or 'VALID', got {padding!r};"
+            f"padding must be {PADDING_FORMS}, 'SAME' or 'VALID', got {came(padding)};"
             " 'SAME' gives ceil(size/stride) outputs"
         )
     vertical = same_padding(size[0], kernel[0], stride[0], dilation[0])
