@@ -1,23 +1,36 @@
 # A fresh clone needs Python 3.10 or newer and two commands: `make demo` and `make test`.
+# Which CuPy the tests get is decided by the driver's CUDA version; CUDA=12, 13 or none overrides it.
 
 PYTHON  ?= python3
 VENV    ?= .venv
 WORKERS ?= 2
 DEMO    ?= demo.png
 ARGS    ?=
+REPORT  ?= gpu-report.md
+
+ifneq ($(origin CUDA), command line)
+CUDA := $(shell nvidia-smi 2> /dev/null | sed -n 's/.*CUDA[A-Za-z ]* Version: *\([0-9][0-9]*\).*/\1/p' | head -n 1)
+endif
+# No GPU, or a driver too old for CuPy 14: the kernels are compiled, and run in an emulator.
+CUPY = $(if $(CUDA),$(or $(CUPY_$(CUDA)),cuda13x-ctk),emulator)
+CUPY_none = no-cupy
+CUPY_10 = emulator
+CUPY_11 = emulator
+CUPY_12 = cuda12x-ctk
 
 TEST  = $(VENV)/bin/python
 DEMOS = $(VENV)-demo/bin/python
 BENCH = $(VENV)-bench/bin/python
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint bench figures clean
+.PHONY: help demo test lint kernels gpu-report bench figures clean
 .NOTPARALLEL:
 
 help: ## say what there is to make
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "PYTHON=... VENV=...  another interpreter, and where its virtual environment goes ($(VENV))"
+	@echo "CUDA=12, 13, none    the CuPy to test with, instead of what the driver is for (now: $(CUPY))"
 	@echo "WORKERS=...          test processes ($(WORKERS))"
 	@echo "ARGS=...             passed on to the demo, pytest or the benchmark, e.g. make test ARGS='-k offset'"
 
@@ -25,14 +38,20 @@ demo: $(VENV)-demo/.ready ## warp a photograph and recover it; the figure goes t
 	$(DEMOS) -m cupy_dcn demo $(ARGS) -o $(DEMO)
 	@echo "The picture is in $(abspath $(DEMO))"
 
-test: lint ## lint, then run the tests
+test: lint ## lint, then run the tests; on a GPU too, if there is one
 	$(TEST) -m pytest -n $(WORKERS) $(ARGS)
 
-lint: $(VENV)/.ready ## check style, formatting and types
+lint: $(VENV)/.ready-$(CUPY) ## check style, formatting and types
 	$(TEST) -m ruff check .
 	$(TEST) -m ruff format --check .
 	@if $(TEST) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then echo mypy; $(TEST) -m mypy; \
 	else echo "mypy not run: the type stubs of NumPy for Python 3.10 are too old"; fi
+
+kernels: $(VENV)/.ready-$(CUPY) ## compile the CUDA kernels for every architecture and print their registers
+	$(TEST) benchmarks/kernels.py $(ARGS)
+
+gpu-report: $(VENV)/.ready-$(CUPY) ## on a machine with a GPU: write what only it can show to REPORT=gpu-report.md
+	$(TEST) benchmarks/gpu_report.py -o $(REPORT) $(ARGS)
 
 bench: $(VENV)-bench/.ready ## time the CPU path beside its peers (installs PyTorch: several GB)
 	$(BENCH) benchmarks/cpu_peers.py $(ARGS)
@@ -48,15 +67,21 @@ clean: ## remove the virtual environments, the caches and the demo's picture
 
 # One virtual environment per job, each with one extra. The stamp goes first and comes last, so an
 # environment whose making was cut short is made again from nothing.
-$(VENV)/.ready:       EXTRA = test
-$(VENV)-demo/.ready:  EXTRA = demo
-$(VENV)-bench/.ready: EXTRA = bench
+$(VENV)/.ready-$(CUPY): EXTRA = test$(if $(filter no-cupy,$(CUPY)),,$(comma)$(CUPY))
+$(VENV)-demo/.ready:    EXTRA = demo
+$(VENV)-bench/.ready:   EXTRA = bench
+comma = ,
 
-$(VENV)/.ready $(VENV)-demo/.ready $(VENV)-bench/.ready: pyproject.toml
-	@test -e $@ || { $(check_python) && echo "making $(@D)" && $(PYTHON) -m venv --clear $(@D); }
+$(VENV)/.ready-$(CUPY) $(VENV)-demo/.ready $(VENV)-bench/.ready: pyproject.toml
+	@test -e $@ || { $(check_python) && echo "making $(@D) ($(EXTRA))" && $(PYTHON) -m venv --clear $(@D); }
 	@rm -f $@
-	$(@D)/bin/python -m pip install --quiet --editable '.[$(EXTRA)]'
+	@$(@D)/bin/python -m pip install --quiet --editable '.[$(EXTRA)]' || { $(explain); false; }
 	@touch $@
+
+# Pip has said what is missing before.
+define explain
+case '$(EXTRA)' in test,*) echo "The tests of the CUDA path need CuPy and NVRTC, which come for Linux and Windows (x86-64, arm64; no musl) and Python 3.10 to 3.14. If it is these that could not be installed: make test CUDA=none leaves them out." >&2;; esac
+endef
 
 define check_python
 { $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2> /dev/null \

@@ -54,8 +54,8 @@ struct Strides {
     index_t image, channel, row, column;
 };
 
-// The work of one launch: a rectangle of output pixels of some images. Mirrored by GEOMETRY in
-// _launch.py, field by field.
+// The work of one launch: a rectangle of output pixels of some images. Mirrored, field by field, by
+// launch_geometry in cupy_dcn/_columns_gpu.py.
 struct Geometry {
     index_t height, width;                // of the image
     index_t first_row, first_column;      // of the rectangle
@@ -67,7 +67,7 @@ struct Geometry {
     index_t column_pixels;                // output pixels that an image has in the array of columns
     Strides x, offset, mask;              // offset and mask from the rectangle's first pixel on
 };
-static_assert(sizeof(Geometry) == 27 * sizeof(index_t), "Geometry must be packed as in _launch.py");
+static_assert(sizeof(Geometry) == 27 * sizeof(index_t), "as launch_geometry packs it");
 
 // The copy of an image that is sampled: channels last, a row of zeros above, two below, a column of
 // zeros between one row and the next, shared by both. Whatever lies in the open box (-1, H) x (-1, W)
@@ -151,8 +151,8 @@ __device__ inline void each_point(const Geometry &geometry, const Tile &tile, in
 // counts within the deformable group and at is how far it lies from the lane's first one.
 template <typename Use>
 __device__ inline void each_vector(int lane, Use use) {
-    // Unrolled by powers of two only, here and in the kernels: by 3, NVRTC 13.5 drops the test for the
-    // end of the loop after the first and second of the three (two taps too many of 4, one of 5).
+    // Unrolled by powers of two only, here and in the kernels: by 3, NVRTC 12.0 to 13.5 drop the tests
+    // for the end of a loop of min(5, 9 - first) rounds but every third, and run 6.
 #pragma unroll 2
     for (int step = 0; step < STEPS; ++step) {
         const int at = step * LANES * VECTOR, channel = at + lane * VECTOR;

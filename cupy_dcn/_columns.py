@@ -53,7 +53,7 @@ def deform_im2col(
     Parameters
     ----------
     x : ndarray, shape (N, C_in, H, W)
-        Images; float64, float32, float16 or bfloat16.
+        Images; float64, float32, float16 or bfloat16. Arrays are all NumPy's or all CuPy's.
     offset : ndarray, shape (N, 2*deformable_groups*KH*KW, OH, OW)
         Displacement of every tap in pixels, (dy, dx) pairs: see `pack_offset`.
     kernel_size : int or (int, int)

@@ -132,15 +132,15 @@ def kernels_of(
 
 
 def _dtype(name: str, value: object) -> np.dtype[Any]:
-    if isinstance(value, str) and value == "bfloat16":  # NumPy knows the name only once ml_dtypes is imported
-        try:
+    if isinstance(value, str) and value == "bfloat16":
+        try:  # which makes the name known to NumPy
             import ml_dtypes
         except ImportError as error:
             raise ImportError(
                 f"bfloat16 needs ml_dtypes, which could not be imported ({error});"
                 " pip install ml_dtypes brings it"
             ) from error
-        return np.dtype(ml_dtypes.bfloat16)
+        return np.dtype(ml_dtypes.bfloat16)  # type: ignore[no-any-return]
     dtype: np.dtype[Any] | None = None
     with contextlib.suppress(TypeError, ValueError):
         dtype = None if value is None else np.dtype(value)  # type: ignore[call-overload]
@@ -164,8 +164,8 @@ def usable_cupy() -> ModuleType:
         import cupy
     except ImportError as error:
         raise ImportError(
-            f"this needs CuPy, which could not be imported ({_one_line(error)});"
-            " pip install 'cupy_dcn[cuda13x-ctk]' brings it, cuda12x-ctk for a driver of CUDA 12"
+            f"CuPy could not be imported ({_one_line(error)}); pip install 'cupy_dcn[cuda13x-ctk]'"
+            " brings it, cuda12x-ctk where the driver is of CUDA 12"
         ) from error
     try:
         count = cupy.cuda.runtime.getDeviceCount()
@@ -173,7 +173,7 @@ def usable_cupy() -> ModuleType:
     except Exception as error:  # CuPy's own where there is no driver or no device
         count, reason = 0, _one_line(error)
     if count == 0:
-        raise RuntimeError(f"this needs a GPU, and CuPy finds none ({reason})")
+        raise RuntimeError(f"CuPy finds no GPU ({reason})")
     return cupy  # type: ignore[no-any-return]
 
 

@@ -6,9 +6,9 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from time import perf_counter
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -46,10 +46,8 @@ def info() -> None:
         **_gpu_lines(),
         "CUDA sources": _or_trouble(lambda: str(_kernels.folder())),
         "kernel cache": _kernel_cache(),
-        "compiled here": f"{len(_kernels.compiled())} kernels",
+        "compiled here": _compiled(),
     }
-    for number, (name, macros) in enumerate(_kernels.compiled()):
-        lines[f"kernel {number}"] = " ".join((name, *macros.options()))
     for name, value in lines.items():
         print(f"{name:14} {value}")
 
@@ -89,6 +87,12 @@ def _or_trouble(find: Callable[[], str]) -> str:
         return find()
     except Exception as error:
         return f"unknown: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _compiled() -> str:
+    """Count the kernels that this process has loaded."""
+    counts = Counter(name for name, _ in _kernels.compiled())
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "no kernel"
 
 
 def _kernel_cache() -> str:
@@ -162,8 +166,8 @@ def _check(library: str, cupy: ModuleType | None, dtype: np.dtype[Any]) -> bool:
     if cupy is not None:
         try:
             cases = [case._replace(arrays=case.arrays.moved(cupy)) for case in cases]
-        except Exception as error:  # CuPy before 14 has no bfloat16
-            print(f"{library:8}{'every stage':24}{dtype.name:10}not checked: {error}")
+        except Exception as refusal:  # CuPy before 14 has no bfloat16
+            print(f"{library:8}{'every stage':24}{dtype.name:10}not checked: {refusal}")
             return dtype.name == "bfloat16"
     limit = LIMITS[dtype.name] * (2 if cupy is not None and is_half(dtype) else 1)
     all_agree = True

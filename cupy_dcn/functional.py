@@ -66,7 +66,8 @@ def deform_conv2d(
     Parameters
     ----------
     x : ndarray, shape (N, C_in, H, W)
-        Images, float64, float32, float16 or bfloat16 (of ml_dtypes). N may be 0.
+        Images, float64, float32, float16 or bfloat16 (of ml_dtypes). N may be 0. All arrays are
+        NumPy's, or all are CuPy's and on one device; views are read in place.
     offset : ndarray, shape (N, 2*deformable_groups*KH*KW, OH, OW)
         Displacement of every tap at every output pixel, in pixels of x: channel ``g*2K + 2k`` is
         dy (positive downward) and ``g*2K + 2k + 1`` is dx (positive to the right) of tap
@@ -91,8 +92,9 @@ def deform_conv2d(
     out : ndarray, shape (N, C_out, OH, OW), optional
         Takes the result, and is returned. C-contiguous, of x's dtype, apart from the inputs.
     workspace_bytes : int, optional
-        Bound of temporary memory, 64 MiB by default; besides it the call takes the weight's copy
-        and 1 MiB a thread, whatever the batch and the resolution.
+        Bound of temporary memory, 64 MiB by default, whatever the batch and the resolution; besides
+        it the call takes the weight's copy and 1 MiB a thread. On a GPU an image whose copy takes
+        more than half of it comes on top, once (backward: twice).
 
     Returns
     -------
@@ -103,8 +105,8 @@ def deform_conv2d(
     Raises
     ------
     TypeError
-        If an argument is not an array, or dtypes are unsupported or mixed: all arrays have x's
-        dtype; offset and mask may be float32 beside half-precision x.
+        If an argument is not an array, libraries are mixed, or dtypes are unsupported or mixed: all
+        arrays have x's dtype; offset and mask may be float32 beside half-precision x.
     ValueError
         If a shape or an attribute does not fit. Both come before any work; ``out`` is untouched.
 
@@ -123,11 +125,15 @@ def deform_conv2d(
     that has it among its corners NaN, at whole-numbered locations those of up to three
     neighbours. Replace bad pixels first, or carry their validity as another channel.
 
-    float16 and bfloat16 are storage: coordinates, weights and sums are float32. The signature is
-    that of ``paddle.vision.ops.deform_conv2d``; the layouts are also torchvision's and ONNX's.
+    float16 and bfloat16 are storage: coordinates, weights and sums are float32. On a GPU the
+    sampled columns are stored in them too, and float32 products are TensorFloat-32 if CuPy's are
+    (``CUPY_TF32=1``); float32 numbers below 1.2e-38 count as 0 there. The signature is that of
+    ``paddle.vision.ops.deform_conv2d``; the layouts are also torchvision's and ONNX's.
 
-    The work is spread over as many threads as NumPy's BLAS would use, and BLAS is held at one
-    thread meanwhile; where BLAS is not OpenBLAS that takes threadpoolctl.
+    NumPy arrays: the work is spread over as many threads as NumPy's BLAS would use, and BLAS is
+    held at one thread meanwhile; where BLAS is not OpenBLAS that takes threadpoolctl. CuPy arrays:
+    the work is queued on the current stream, without waiting for it, in memory of the current
+    allocator. Kernels are compiled at the first call of a layer: see `warmup`.
 
     References
     ----------
@@ -229,7 +235,8 @@ def deform_conv2d_backward(
         are worked for.
     workspace_bytes : int, optional
         Bound of temporary memory, 64 MiB by default; besides it the call takes three copies of
-        the weight, two more for every further thread, and 1 MiB a thread.
+        the weight, two more for every further thread, and 1 MiB a thread; on a GPU also the copies
+        of an image that take more than half of it.
 
     Returns
     -------
@@ -247,8 +254,9 @@ def deform_conv2d_backward(
     At whole-numbered locations the coordinate gradients are right-hand derivatives. Outside the
     open box (-1, H) x (-1, W), on its border and for NaN or infinite offsets, all gradients of a
     sample are 0. Where grad_output or weight is infinite, a gradient that the formulas make
-    infinite may be NaN: it is computed from four dot products, one a corner. The same call on the
-    same number of threads gives the same bits every time.
+    infinite may be NaN: it is computed from four dot products, one a corner. On NumPy arrays the
+    same call on the same number of threads gives the same bits every time; on a GPU the gradient
+    of x is summed in no fixed order, so its last bits may differ from call to call.
 
     Examples
     --------

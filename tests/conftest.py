@@ -13,6 +13,10 @@ def library(request):
 
 def pytest_terminal_summary(terminalreporter):
     """Say what ran, so that a missing GPU, or one not seen, does not go unnoticed."""
-    ran = " and ".join(libraries())
-    gpus = f"{gpu_count()} GPU" if gpu_count() else "no GPU found: kernels ran in the emulator only"
-    terminalreporter.write_line(f"arrays of {ran} ({gpus})")
+    missing = []
+    if "emulated" not in libraries():
+        missing.append("no NVRTC: no kernel was emulated")
+    if not gpu_count():
+        missing.append("no GPU found: none ran on a device")
+    ran = f"arrays of {', '.join(libraries())}"
+    terminalreporter.write_line("; ".join([ran, *missing]))

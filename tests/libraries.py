@@ -23,9 +23,21 @@ def gpu_count():
         return 0
 
 
+@functools.cache
+def has_nvrtc():
+    """Tell whether the kernels can be compiled, and so emulated."""
+    from emulator import NvrtcMissing, nvrtc
+
+    try:
+        nvrtc.version()
+    except NvrtcMissing:
+        return False
+    return True
+
+
 def libraries():
     """Return what can run here."""
-    return ("numpy", "emulated", "cupy") if gpu_count() else ("numpy", "emulated")
+    return ("numpy", *["emulated"] * has_nvrtc(), *["cupy"] * (gpu_count() > 0))
 
 
 class Functions:

@@ -29,6 +29,8 @@ from emulator.harness import ARCHITECTURES, Device, by_hand, launch, module, sam
 LAWFUL_AND_NOT = {
     # name: (crime, source of `k(float* x, float* y, int n)` with BAD to be defined or not)
     "past the end": (OutOfBounds, "y[t + (BAD ? 1 : 0)] = x[t];"),
+    "past the end at last": (OutOfBounds,
+        "for (int k = 0; k < n - 4 + BAD; k++) y[t + k] = 1;"),
     "before the start": (OutOfBounds, "y[(int)t - (BAD ? 1 : 0)] = 1.f;"),
     "address cut to 32 bits": (OutOfBounds,
         "size_t p = (size_t)(y + t); *(float*)(BAD ? (size_t)(unsigned)p : p) = 1.f;"),
@@ -58,6 +60,11 @@ LAWFUL_AND_NOT = {
     "written too soon after a read": (Race,
         "__shared__ float s[32]; s[t] = 1; __syncthreads(); float v = s[t ^ 1];"
         "if (!BAD) __syncthreads(); s[t] = v + 1; y[t] = v;"),
+    "written too soon after all have read": (Race,
+        "__shared__ float s; if (t == 0) s = 1; __syncthreads(); y[t] = s;"
+        "if (!BAD) __syncthreads(); if (t == 31) s = 2; __syncthreads(); x[t] = s;"),
+    "written too soon after a neighbour's read": (Race,
+        "float v = x[t ^ 1]; if (!BAD) __syncthreads(); x[t] = v;"),
     "atomic beside a read": (Race,
         "atomicAdd(x, 1.f); if (!BAD) __syncthreads(); y[t] = x[0];"),
     "atomic beside a write": (Race,
@@ -141,10 +148,9 @@ def test_races_between_blocks(name, lanes, monkeypatch):
 
 
 @pytest.mark.parametrize("limit", [1, 100, 10**9])
-def test_races_are_found_however_long_the_journal(limit, monkeypatch):
+def test_races_are_found_however_short_the_journal(limit, monkeypatch):
     monkeypatch.setattr("emulator.journal.LIMIT", limit)
-    for name in ("neighbour's value", "written too soon after a read", "atomic beside a read",
-                 "syncwarp missing", "neighbour's shared value"):  # fmt: skip
+    for name in [name for name, (crime, _) in LAWFUL_AND_NOT.items() if crime is Race]:
         with pytest.raises(Race):
             crime_scene(LAWFUL_AND_NOT[name][1], bad=True)
         crime_scene(LAWFUL_AND_NOT[name][1], bad=False)
@@ -243,6 +249,16 @@ def test_what_it_lacks_is_named():
         by_hand("call f, ();\nret;", variables=".func f () { ret; }").launch(
             "k", (1,), (1,), [], Memory()
         )
+
+
+def test_calls_are_named_when_they_are_made():
+    source = """__device__ __noinline__ float twice(float x) { return 2 * x; }
+    extern "C" __global__ void k(float* y, int n) { y[threadIdx.x] = n ? twice(n) : 1; }"""
+    device = Device()
+    out = device.empty(128)
+    launch(module(source), out, 0, device=device)
+    with pytest.raises(UnsupportedInstruction, match="a call of a device function"):
+        launch(module(source), out, 1, device=device)
 
 
 def test_compile_errors_carry_the_log():
@@ -346,6 +362,24 @@ def test_early_returns_many_times():
     np.testing.assert_array_equal(got, expected)
 
 
+def test_registers_of_lanes_that_part():
+    code = by_hand(
+        """.reg .b64 %a, %w; .reg .b32 %i, %t, %u, %v, %c, %o; .reg .pred %p, %q;
+        mov.u32 %i, %tid.x; mul.lo.u32 %v, %i, 3; mov.u32 %c, %v; and.b32 %o, %i, 1;
+        setp.eq.u32 %p, %o, 0; @%p bra EVEN;
+        mov.u32 %t, %tid.x; add.u32 %v, %v, 100; add.u32 %v, %v, %t;
+        EVEN: mul.lo.u32 %t, %i, 7; @%p mov.u32 %v, %t; setp.gt.u32 %q, %i, 40; @%q ret;
+        mov.u32 %u, %tid.x; mad.lo.u32 %v, %v, 1000, %c; ld.param.u64 %a, [py];
+        mul.wide.u32 %w, %u, 4; add.s64 %a, %a, %w; st.global.u32 [%a], %v; ret;""",
+        ".param .u64 py",
+    )
+    device = Device()
+    out = device.empty(41 * 4)
+    launch(code, out, device=device, block=64)
+    expected = [(4 * i + 100 if i % 2 else 7 * i) * 1000 + 3 * i for i in range(41)]
+    assert device.get(out, "u4", 41).tolist() == expected
+
+
 def test_switch_and_constants():
     source = """__constant__ float table[4] = {1.5f, -2.f, 3.f, 0.25f}; __device__ int calls = 7;
     extern "C" __global__ void k(float* y) { float v; switch (threadIdx.x % 6) {
@@ -414,9 +448,10 @@ def test_atomics(name, where):
 def test_old_values_of_atomics():
     source = """extern "C" __global__ void k(const int* x, int* y) { int i = threadIdx.x;
       y[4 + i] = atomicAdd(y, x[i]); y[68 + i] = atomicExch(y + 1, i + 1);
-      y[132 + i] = atomicCAS(y + 2, i, i + 1); y[196 + i] = atomicMax(y + 3, x[i]); }"""
+      y[132 + i] = atomicCAS(y + 2, i, i + 1); y[196 + i] = atomicMax(y + 3, x[i]);
+      y[263 + i] = atomicAdd(y + 260 + i % 3, 2); }"""
     x = np.random.default_rng(7).integers(0, 50, 64).astype("i4")
-    got = run_kernel(source, [x], 260, "i4", block=64)
+    got = run_kernel(source, [x], 327, "i4", block=64)
     assert got[0] == x.sum()
     assert sorted(got[4:68] + x) == sorted(np.cumsum(x))
     assert sorted([*got[68:132], got[1]]) == list(range(65))
@@ -424,6 +459,8 @@ def test_old_values_of_atomics():
     assert got[132:196].tolist() == list(range(64))
     assert got[3] == x.max()
     assert set(got[196:260]) <= {0, *x}
+    for k in range(3):
+        assert sorted(got[263 + k :: 3]) == list(range(0, got[260 + k], 2))
 
 
 @pytest.mark.parametrize("arch", ["sm_90", "sm_100"])

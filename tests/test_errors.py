@@ -2,23 +2,28 @@
 
 A row of ``CASES`` names what is wrong, the type of the error, what its message must say, and the
 arguments that spoil the correct call. The sizes of that call are all different, so that a number
-in a message says which size was meant. A row runs on every function that takes its arguments.
-The last tests hold the table itself: it reaches every ``raise`` and spoils every argument.
+in a message says which size was meant. A row runs on every function that takes its arguments, with
+NumPy's arrays and with CuPy's, if CuPy has such arrays: see ``fits``. The last tests hold the table
+itself: it reaches every ``raise`` and spoils every argument.
 """
 
 import ast
+import contextlib
 import inspect
 import re
 import traceback
 from pathlib import Path
 from typing import NamedTuple
 
+import emulated_cupy
 import ml_dtypes
 import numpy as np
 import pytest
 from cases import least_workspace
+from libraries import dcn, gpu_count, libraries
 
 import cupy_dcn
+from cupy_dcn import _kernels
 
 # x (N, C_in, H, W), a 3x2 kernel, groups 2, deformable_groups 3, stride (2, 1), padding (1, 0)
 X, WEIGHT, BIAS, OUT = (2, 6, 7, 8), (4, 3, 3, 2), (4,), (2, 4, 4, 7)
@@ -57,6 +62,11 @@ def correct(function, dtype=np.float32):
     return {name: {**arrays, **ATTRIBUTES}[name] for name in sorted(takes(function))}
 
 
+LIBRARIES = libraries()
+ON_GPU = LIBRARIES[1:]
+SEVERAL_DEVICES = tuple(name for name in ON_GPU if name == "emulated" or gpu_count() > 1)
+
+
 class Case(NamedTuple):
     label: str
     error: type
@@ -64,13 +74,67 @@ class Case(NamedTuple):
     changes: dict
     dtype: type
     functions: tuple[str, ...]
+    libraries: tuple[str, ...]
 
 
-def wrong(label, error, *parts, only=FUNCTIONS, dtype=np.float32, **changes):
+def wrong(
+    label, error, *parts, only=FUNCTIONS, libraries=LIBRARIES, dtype=np.float32, **changes
+):  # fmt: skip
     """A row of the table; it runs on those of ``only`` that take all of the changed arguments."""
     functions = tuple(function for function in only if takes(function) >= set(changes))
     assert functions, f"no function takes all of {sorted(changes)}"
-    return Case(label, error, parts, changes, dtype, functions)
+    return Case(label, error, parts, changes, dtype, functions, libraries)
+
+
+class Kept(NamedTuple):
+    """An array that stays NumPy's while the others of its call are CuPy's."""
+
+    array: np.ndarray
+
+
+class Abroad(NamedTuple):
+    """An array that is CuPy's on device 1 while the others of its call are on device 0."""
+
+    array: np.ndarray
+
+
+def cupy_has(value):
+    """Tell whether CuPy has an array like one of NumPy's.
+
+    It has no subclasses, no objects, no swapped bytes and nothing read-only; of complex numbers,
+    which it has, its stand-in knows nothing.
+    """
+    dtype = value.dtype
+    plain = type(value) is np.ndarray and value.flags.writeable
+    return plain and dtype.isnative and dtype.kind not in "Oc"
+
+
+def fits(case, library):
+    """Tell whether a row makes sense with the arrays of a library."""
+    arrays = [value for value in case.changes.values() if isinstance(value, np.ndarray)]
+    return library in case.libraries and (library == "numpy" or all(map(cupy_has, arrays)))
+
+
+def moved(value, roots):
+    """Copy arrays to the device, with what they are a view of, so that they share it there too.
+
+    ``roots`` takes what was copied, by the identity of the original.
+    """
+    cupy = dcn.array_module
+    if isinstance(value, Abroad):
+        with cupy.cuda.Device(1):
+            return moved(value.array, roots)
+    if isinstance(value, Kept):
+        return roots.setdefault(id(value.array), value.array)
+    if type(value) in (tuple, list):
+        return type(value)(moved(each, roots) for each in value)
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.base is None:
+        return roots.setdefault(id(value), cupy.asarray(value))
+    first = value.ctypes.data - value.base.ctypes.data
+    memory = moved(value.base, roots).data
+    return cupy.ndarray(value.shape, value.dtype, memory + first, value.strides)
 
 
 def misaligned(shape, dtype=np.float32):
@@ -78,6 +142,13 @@ def misaligned(shape, dtype=np.float32):
     view = np.zeros(np.prod(shape) * np.dtype(dtype).itemsize + 1, np.uint8)[1:].view(dtype)
     assert not view.flags.aligned
     return view.reshape(shape)
+
+
+def unevenly_spaced(shape, dtype=np.float32):
+    """An array whose last axis steps by 5 bytes."""
+    steps = np.cumprod((5, *shape[:0:-1]))[::-1].tolist()
+    memory = np.zeros(shape[0] * steps[0] + 1, np.uint8)
+    return np.ndarray(shape, dtype, memory, strides=steps)
 
 
 def sharing(name):
@@ -109,8 +180,8 @@ OWNERS = {"x": (*CONVOLUTIONS, *STAGES[:1]), "grad_columns": STAGES[1:]}
 
 NOT_AN_ARRAY = [
     *(
-        wrong(f"{name} is {came}", TypeError, f"{name} must be a NumPy or CuPy array {axes}, got {came};",
-              "numpy.asarray(...) converts lists and CPU tensors", **{name: value})
+        wrong(f"{name} is {came}", TypeError, f"{name} must be a NumPy or CuPy array {axes}, got"
+              f" {came}; numpy.asarray(...) converts lists and CPU tensors", **{name: value})
         for name, axes in AXES.items()
         for came, value in NO_ARRAYS.items()
         if name != "out" and (value is not None or name not in OPTIONAL)
@@ -376,11 +447,18 @@ RESULTS = [
               f" writeable={out.flags.writeable};",
               "numpy.empty makes such an array", out=out)
         for label, out in {
-            "in Fortran order": np.asfortranarray(array(OUT)),
+            "in Fortran order": array(OUT[::-1]).T,
             "with strides": array((2, 4, 4, 14))[..., ::2],
             "reversed": array(OUT)[:, ::-1],
             "read-only": np.frombuffer(bytes(4 * np.prod(OUT)), np.float32).reshape(OUT),
-            "misaligned": misaligned(OUT),
+        }.items()
+    ),
+    *(
+        wrong(f"out {label}", ValueError, "out must be C-contiguous, aligned and writeable, got"
+              f" strides {out.strides} for shape (2, 4, 4, 7), aligned=False, writeable=True;",
+              "numpy.empty makes such an array", libraries=("numpy",), out=out)
+        for label, out in {
+            "misaligned": misaligned(OUT), "unevenly spaced": unevenly_spaced(OUT)
         }.items()
     ),
     *(
@@ -398,7 +476,10 @@ RESULTS = [
     *(
         wrong(f"needs = {came}", TypeError, f"needs must be a tuple of names among {NAMES}, got"
               f" {came}; a single one is written needs=('x',)", needs=value)
-        for came, value in {"'x'": "x", "''": "", "None": None, "1": 1, "True": True}.items()
+        for came, value in {
+            "'x'": "x", "''": "", "None": None, "1": 1, "True": True,
+            f"an array of shape {X}, dtype float32": array(X),
+        }.items()
     ),
     *(
         wrong(f"needs has {came}", ValueError, f"needs has {came}, expected names among {NAMES};",
@@ -441,7 +522,15 @@ RESULTS = [
     ),
     wrong("workspace_bytes = 100", ValueError, "workspace_bytes is 100, expected at least",
           ": twice the larger of one output pixel's columns and one window of x (6 channels, 6"
-          " taps); pass workspace_bytes=", workspace_bytes=100),
+          " taps); pass workspace_bytes=", libraries=("numpy",), workspace_bytes=100),
+    *(
+        wrong("workspace_bytes = 100", ValueError, "workspace_bytes is 100, expected at least"
+              f" {least}: twice one output pixel's columns (6 channels, 6 taps); pass"
+              f" workspace_bytes={least} or more", only=functions, libraries=ON_GPU,
+              workspace_bytes=100)
+        # float32 columns of 6 channels * 6 taps, and of the outputs or their gradients.
+        for functions, least in ((CONVOLUTIONS, 2 * 4 * (36 + 4)), (STAGES, 2 * 4 * 36))
+    ),
 ]  # fmt: skip
 
 LAYOUT = [
@@ -461,44 +550,142 @@ LAYOUT = [
     ),
 ]  # fmt: skip
 
-CASES = [*NOT_AN_ARRAY, *DTYPES, *SIZES, *INTEGERS, *RESULTS, *LAYOUT]
+ALIGNMENT = [
+    wrong(f"{name} {label}", ValueError, f"{name} is not aligned: its address and strides"
+          f" {value.strides} must be multiples of 4 bytes on a GPU; a copy into cupy.empty is",
+          libraries=ON_GPU, **{name: value})
+    for name in AXES
+    for label, make in (("misaligned", misaligned), ("unevenly spaced", unevenly_spaced))
+    for value in [make(SHAPES[name])]
+]  # fmt: skip
+
+
+def together(function, name):
+    """The arrays that are compared with one array of a call when it is checked."""
+    if name in ("out", "grad_output"):  # the others agree by then
+        return [name, "x"]
+    return sorted(takes(function) & SHAPES.keys() - {"out", "grad_output"})
+
+
+def apart(error, expected, words, hint, placed, libraries):
+    """Rows with each array of each function, and with all but it, in another place."""
+    rows = []
+    for function in FUNCTIONS:
+        arrays = sorted(takes(function) & SHAPES.keys())
+        for name in arrays if len(arrays) > 1 else ():
+            compared = together(function, name)
+            for away in ([name], [other for other in arrays if other != name]):
+                came = [f"{other} is {words[other in away]}" for other in compared]
+                changes = {other: placed(array(SHAPES[other])) for other in away}
+                label = f"{name} is {words[name in away]}, unlike the others ({function})"
+                rows.append(wrong(label, error, expected, *came, hint, only=(function,),
+                                  libraries=libraries, **changes))  # fmt: skip
+    return rows
+
+
+PLACES = [
+    *apart(TypeError, "expected all arrays from one library, but ",
+           ("a CuPy array", "a NumPy array"),
+           "cupy.asarray(...) moves one to the GPU, cupy.asnumpy(...) to the CPU", Kept, ON_GPU),
+    *apart(ValueError, "expected all arrays on one device, but ", ("on device 0", "on device 1"),
+           "cupy.asarray(...) under `with cupy.cuda.Device(...)` copies one over", Abroad,
+           SEVERAL_DEVICES),
+]  # fmt: skip
+
+CASES = [*NOT_AN_ARRAY, *DTYPES, *SIZES, *INTEGERS, *RESULTS, *LAYOUT, *ALIGNMENT, *PLACES]
+
+
+@contextlib.contextmanager
+def no_work():
+    """Demand that the device is asked for nothing: no kernel, no memory, no copy, no wait."""
+    if dcn.name != "emulated":
+        yield
+        return
+    with emulated_cupy.recorded() as log:
+        yield
+    assert not log.entries
+
+
+def contents(arrays):
+    """The bytes of arrays, NumPy's or CuPy's."""
+    to_host = dcn.array_module.asnumpy if dcn.on_device else np.asarray
+    return {name: to_host(array).tobytes() for name, array in arrays.items()}
 
 
 def failing(case, function):
     """Make a wrong call; return its error, having checked that it left everything as it was."""
     arguments = {**correct(function, case.dtype), **case.changes}
-    arrays = {name: np.asarray(a) for name, a in arguments.items() if isinstance(a, np.ndarray)}
-    before = {name: a.tobytes() for name, a in arrays.items()}
-    with pytest.raises((TypeError, ValueError)) as caught:
+    memory = {name: value for name, value in arguments.items() if isinstance(value, np.ndarray)}
+    if dcn.on_device:
+        memory = {}
+        arguments = {name: moved(value, memory) for name, value in arguments.items()}
+    before = contents(memory)
+    with pytest.raises((TypeError, ValueError)) as caught, no_work():
         getattr(cupy_dcn, function)(**arguments)
-    for name, a in arrays.items():
-        assert a.tobytes() == before[name], f"{name} was written to before the error"
+    assert contents(memory) == before, "an array was written to before the error"
     return caught.value
 
 
-RUNS = [(case, function) for case in CASES for function in case.functions]
+RUNS = [
+    (library, case, function)
+    for library in LIBRARIES
+    for case in CASES
+    if fits(case, library)
+    for function in case.functions
+]
+
+
+def spelled(part):
+    """A part of a message as it reads with the arrays of the library whose turn it is."""
+    if not dcn.on_device:
+        return part
+    part = part.replace("numpy.empty", "cupy.empty")
+    return part.replace("must be a NumPy array of", "must be a CuPy array of")
 
 
 @pytest.mark.parametrize(
-    ("case", "function"), RUNS, ids=[f"{function}-{case.label}" for case, function in RUNS]
+    ("library", "case", "function"),
+    RUNS,
+    ids=[f"{library}-{function}-{case.label}" for library, case, function in RUNS],
+    indirect=["library"],
 )
-def test_message(case, function):
+def test_message(library, case, function):
     error = failing(case, function)
     assert type(error) is case.error, f"{type(error).__name__}: {error}"
     text = str(error)
-    for part in case.parts:
+    for part in map(spelled, case.parts):
         assert part in text, f"the message lacks {part!r}: {text}"
     expected, _, hint = text.rpartition("; ")
     assert re.search("must be|expected|larger than", expected), f"no expectation: {text}"
     assert re.fullmatch(r"(None|[a-z0-9'(]).*[^.\s]", hint), f"no hint: {text}"
 
 
+def test_what_is_left_out_cupy_has_not():
+    left_out = [
+        case for case in CASES if "emulated" in case.libraries and not fits(case, "emulated")
+    ]
+    arrays = [a for case in left_out for a in case.changes.values() if not cupy_has(a)]
+    assert len(arrays) >= len(left_out) > 0
+    refused = set()
+    with dcn.running_on("emulated"):
+        for value in arrays:
+            try:
+                copy = dcn.array_module.asarray(value)
+            except (ValueError, NotImplementedError):
+                refused.add(value.dtype.name)
+            else:  # what makes it special gets lost
+                assert not isinstance(copy, np.ma.MaskedArray)
+                assert isinstance(value, np.ma.MaskedArray) or not value.flags.writeable
+    assert refused == {"object", "complex64", "float32"}  # the last one with its bytes swapped
+
+
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("dtype", FLOATS.values())
 def test_correct_call_works(function, dtype):
     # Otherwise a row could find its error for another reason. Here C_out = 4 is no multiple of
     # deformable_groups = 3, which the operator does not need.
-    result = getattr(cupy_dcn, function)(**correct(function, dtype))
+    result = getattr(dcn, function)(**correct(function, dtype))
     results = result if isinstance(result, tuple) else (result,)
     assert any(isinstance(one, np.ndarray) and one.size for one in results)
 
@@ -527,32 +714,48 @@ SAME_CALLS = [
 ]
 
 
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize(("name", "plain", "value"), SAME_CALLS, ids=repr)
 def test_accepted(name, plain, value):
     functions = [function for function in FUNCTIONS if name in takes(function)]
     assert functions
     for function in functions:
-        ours, theirs = (
-            getattr(cupy_dcn, function)(**{**correct(function), name: one})
-            for one in (plain, value)
+        both = (
+            getattr(dcn, function)(**{**correct(function), name: one}) for one in (plain, value)
         )
-        np.testing.assert_equal(ours, theirs)
+        for one, other in zip(*map(as_tuple, both), strict=True):
+            if dcn.name == "cupy" and one is not None:  # a GPU adds up in any order
+                np.testing.assert_allclose(other, one, rtol=1e-6)
+            else:
+                np.testing.assert_equal(other, one)
 
 
-def test_out_beside_an_input_is_no_overlap():
+def as_tuple(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
+def test_out_beside_an_input_is_no_overlap(library):
     size = np.prod(X)
     buffer = array(size + np.prod(OUT))
     x, out = buffer[:size].reshape(X), buffer[size:].reshape(OUT)
     call = correct("deform_conv2d")
     expected = cupy_dcn.deform_conv2d(**{**call, "x": x.copy()})
-    assert cupy_dcn.deform_conv2d(**{**call, "x": x, "out": out}) is out
-    np.testing.assert_array_equal(out, expected)
+    call |= {"x": x, "out": out}
+    if library.on_device:
+        roots = {}
+        call = {name: moved(value, roots) for name, value in call.items()}
+    ours = cupy_dcn.deform_conv2d(**call)
+    assert ours is call["out"]
+    if library.on_device:
+        ours = library.array_module.asnumpy(ours)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("function", [*CONVOLUTIONS, *STAGES])
 @pytest.mark.parametrize("dtype", FLOATS.values())
 def test_least_workspace(function, dtype):
-    call, arguments = getattr(cupy_dcn, function), correct(function, dtype)
+    call, arguments = getattr(dcn, function), correct(function, dtype)
     del arguments["workspace_bytes"]
     least = least_workspace(call, **arguments)
     with pytest.raises(ValueError, match=f"is {least - 1}, expected at least {least}: "):
@@ -566,27 +769,57 @@ PACKAGE = Path(cupy_dcn.__file__).parent
 def raise_sites():
     """Where the functions of the table and the modules behind them raise: {(file, line): last}."""
     sites = {}
-    for path in (*PACKAGE.glob("_[!_]*.py"), PACKAGE / "functional.py", PACKAGE / "offsets.py"):
+    inner = set(PACKAGE.glob("_[!_]*.py")) - {PACKAGE / "_warmup.py"}  # it takes no arrays
+    for path in (*inner, PACKAGE / "functional.py", PACKAGE / "offsets.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Raise):
                 sites[path.name, node.lineno] = node.end_lineno
     return sites
 
 
-def test_every_raise_is_reached():
-    sites, reached = raise_sites(), set()
-    for case, function in RUNS:
-        last = traceback.extract_tb(failing(case, function).__traceback__)[-1]
-        file = Path(last.filename)
-        assert file.parent == PACKAGE, f"{case.label} ends outside the library, in {file}"
-        found = {
-            (name, first)
-            for (name, first), end in sites.items()
-            if name == file.name and first <= last.lineno <= end
-        }
-        assert len(found) == 1, f"{case.label} ends at {file.name}:{last.lineno}, which raises not"
-        reached |= found
-    files = {"_arguments.py", "_arrays.py", "_attributes.py", "_plan.py", "offsets.py"}
+def site_of(error, sites):
+    """Where the library raised an error, as one of the sites."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    file = Path(last.filename)
+    assert file.parent == PACKAGE, f"{error} comes from outside the library, from {file}"
+    found = [
+        (name, first)
+        for (name, first), end in sites.items()
+        if name == file.name and first <= last.lineno <= end
+    ]
+    assert len(found) == 1, f"{error} comes from {file.name}:{last.lineno}, which raises not"
+    return found[0]
+
+
+def missing_sources(folder):
+    """The error of a call whose package lacks the CUDA sources."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_kernels, "__file__", str(folder / "cupy_dcn" / "_kernels.py"))
+        with pytest.raises(FileNotFoundError) as caught:
+            _kernels.folder.__wrapped__()
+    return caught.value
+
+
+def test_missing_sources(tmp_path):
+    (tmp_path / "cuda").mkdir()  # somebody else's folder of the name does not do
+    inside = tmp_path / "cupy_dcn" / "cuda"
+    assert str(missing_sources(tmp_path)) == (
+        f"the CUDA sources of cupy_dcn are missing: expected bilinear.cuh in {inside};"
+        " install the package again"
+    )
+
+
+def test_every_raise_is_reached(tmp_path):
+    sites = raise_sites()
+    reached = {site_of(missing_sources(tmp_path), sites)}
+    for library in ("numpy", "emulated"):
+        with dcn.running_on(library):
+            for _, case, function in (run for run in RUNS if run[0] == library):
+                reached.add(site_of(failing(case, function), sites))
+    files = {
+        "_arguments.py", "_arrays.py", "_attributes.py", "_kernels.py", "_plan.py", "_plan_gpu.py",
+        "offsets.py",
+    }  # fmt: skip
     assert files <= {name for name, _ in sites}
     missing = sorted(f"{name}:{line}" for name, line in set(sites) - reached)
     assert not missing, f"no row of the table ends at {missing}"
@@ -599,6 +832,6 @@ def test_every_argument_is_spoiled(function):
 
 
 def test_no_row_is_there_twice():
-    labels = [(case.label, function) for case, function in RUNS]
+    labels = [(library, case.label, function) for library, case, function in RUNS]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     assert not twice

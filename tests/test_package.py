@@ -1,14 +1,21 @@
-"""The package: what it imports, what it is made of, and what the wheel holds."""
+"""The package: what it imports, what it is made of, and what wheel and sdist hold."""
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
 from pathlib import Path
 
 import pytest
 
 import cupy_dcn
+from cupy_dcn import _kernels
 
 ROOT = Path(__file__).parents[1]
 LAZY = ("cupy", "matplotlib", "threadpoolctl", "tqdm", "ml_dtypes", "argparse")
@@ -34,7 +41,87 @@ def test_version_is_in_the_changelog():
 
 def test_folder_named_cuda_is_no_package():
     # CuPy imports NVIDIA's `cuda.pathfinder`: a package of that name would break it.
-    assert not (ROOT / "cuda" / "__init__.py").exists()
+    assert not list((ROOT / "cuda").glob("**/*.py"))
+
+
+CUDA = sorted(path.name for path in (ROOT / "cuda").iterdir())
+
+
+def run(*command, **settings):
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Build the sdist from a copy of the working tree, and the wheel from the sdist."""
+    folder = tmp_path_factory.mktemp("built")
+    parts = "benchmarks", "cuda", "cupy_dcn", "docs", "tests"
+    ignored = shutil.ignore_patterns("__pycache__", ".*")
+    for name in parts:
+        shutil.copytree(ROOT / name, folder / "tree" / name, ignore=ignored)
+    for path in ROOT.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            shutil.copy(path, folder / "tree")
+    shutil.copy(ROOT / ".gitignore", folder / "tree")
+    (folder / "tree" / "stray.txt").touch()
+    build = (sys.executable, "-m", "hatchling", "build", "-d", str(folder))
+    run(*build, "-t", "sdist", cwd=folder / "tree")
+    [sdist] = folder.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        # The filter exists from Python 3.10.12 on, and is asked for from 3.12 on.
+        archive.extractall(
+            folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {})
+        )
+    run(*build, "-t", "wheel", cwd=folder / sdist.name.removesuffix(".tar.gz"))
+    [wheel] = folder.glob("*.whl")
+    return sdist, wheel
+
+
+def test_sdist_holds_everything_to_work_on(built):
+    sdist, _ = built
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {f"cuda/{name}" for name in CUDA} <= names
+    assert {"tests/conftest.py", "tests/emulator/nvrtc.py", "benchmarks/kernels.py"} <= names
+    assert {"Makefile", "README.md", "LICENSE", "pyproject.toml", "docs/demo.jpg"} <= names
+    assert "stray.txt" not in names
+
+
+def test_wheel_holds_the_package_and_the_cuda_sources(built):
+    _, wheel = built
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    modules = {f"cupy_dcn/{path.name}" for path in (ROOT / "cupy_dcn").glob("*.py")}
+    expected = modules | {"cupy_dcn/py.typed"} | {f"cupy_dcn/cuda/{name}" for name in CUDA}
+    assert {name for name in names if ".dist-info/" not in name} == expected
+
+
+def test_package_from_the_wheel_finds_its_sources(built, tmp_path):
+    venv.create(tmp_path / "fresh", with_pip=False)
+    scripts = "Scripts" if os.name == "nt" else "bin"
+    python = str(tmp_path / "fresh" / scripts / "python")
+    folder = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    install = (sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target")
+    run(*install, folder, str(built[1]), env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"})
+    # NumPy and SciPy from here: behind the wheel, and without what .pth files here would add.
+    Path(folder, "here.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    code = """
+import cupy_dcn, sys
+from cupy_dcn import _kernels
+print(cupy_dcn.__file__)
+print(_kernels.folder())
+for file in sorted(set(_kernels.FILES.values())):
+    print(file, len(_kernels.source(file)))
+"""
+    module, sources, *files = run(python, "-I", "-c", code, cwd=tmp_path).splitlines()
+    assert Path(module).parent == Path(folder) / "cupy_dcn"
+    assert Path(sources) == Path(folder) / "cupy_dcn" / "cuda"
+    found = dict(line.split() for line in files)
+    assert set(found) == {name for name in CUDA if name.endswith(".cu")}
+    for file, length in found.items():
+        assert int(length) == len(_kernels.source(file))
 
 
 def test_library_is_typed_and_its_names_exist():
