@@ -215,15 +215,15 @@ def check_grad_columns(grad_columns: Array, geometry: Geometry) -> None:
 def check_out(out: object, arguments: Arguments) -> Array:
     """Check an array given to hold the result: its shape, dtype, layout and memory."""
     expected = out_shape(arguments)
+    require_one_library({"out": out, "x": arguments.x})
     library = library_of(arguments.x)
     empty = f"{str(library).lower()}.empty"
-    if library_of(out) != library or out.dtype != arguments.x.dtype:  # type: ignore[attr-defined]
+    if library_of(out) is None or out.dtype != arguments.x.dtype:  # type: ignore[attr-defined]
         raise TypeError(
             f"out must be a {library} array of x's dtype {arguments.x.dtype}, got"
             f" {came(out) if library_of(out) else describe(out)};"
             f" {empty}({expected}, x.dtype) fits"
         )
-    require_one_library({"out": out, "x": arguments.x})
     array = require_array("out", out, "(N, C_out, OH, OW)")
     if array.shape != expected:
         raise ValueError(
@@ -251,7 +251,7 @@ def check_out(out: object, arguments: Arguments) -> Array:
 
 def check_needs(needs: object) -> frozenset[str]:
     """Check which gradients are asked for."""
-    if isinstance(needs, (str, np.ndarray)) or not isinstance(needs, Iterable):
+    if isinstance(needs, str) or library_of(needs) or not isinstance(needs, Iterable):
         raise TypeError(
             f"needs must be a tuple of names among {GRADIENTS}, got {came(needs)};"
             " a single one is written needs=('x',)"

@@ -24,6 +24,7 @@ from ._arrays import Array, address_of, compute_dtype, cupy_of
 from ._columns_gpu import of_tile
 from ._geometry import Geometry
 from ._plan import Tile
+from ._plan_gpu import LARGEST_DIMENSION
 from ._workspace import Workspace
 
 # Of NVIDIA's library_types.h (cudaDataType) and cublas_api.h (compute type, algorithm).
@@ -35,7 +36,6 @@ DEFAULT_ALGORITHM = -1
 # CuPy's own codes for what products are asked to be computed in: by CUPY_TF32 or set_compute_type.
 CUPY_PEDANTIC, CUPY_TF32 = 2, 7
 
-LARGEST_DIMENSION = 2**31 - 1  # cuBLAS takes sizes and distances of rows as int
 # The factors of the product and of what the result holds, read by cuBLAS from the host's memory.
 FACTORS = {name: np.array([0, 1], name) for name in ("float32", "float64")}
 
@@ -164,8 +164,10 @@ def _shared(weight: Array) -> Matrices:
 
 def _planes(part: Array, groups: int, spacing: int) -> Matrices:
     """Take (images, C, rows, columns), planes so far apart, as matrices (C/G, pixels)."""
-    channels = part.shape[1]
-    return Matrices(part, spacing, channels * spacing, channels // groups * spacing)
+    channels, rows, columns = part.shape[1:]
+    # A single row lies at no distance from another, and cuBLAS could not take a large one.
+    row = spacing if channels > groups else rows * columns
+    return Matrices(part, row, channels * spacing, channels // groups * spacing)
 
 
 def _read_tile(array: Array, tile: Tile, geometry: Geometry, workspace: Workspace) -> Matrices:

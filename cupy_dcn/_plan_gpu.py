@@ -9,7 +9,7 @@ the channels-last copies of the images being sampled (backward: and the sums of 
 Both stay under the budget, except that one image's copies may come on top of half of it: an image
 cannot be sampled in part. Worked examples at 64 MiB, float32: x (2, 64, 56, 56) -> 64, 3x3: both
 images in one chunk; x (8, 256, 64, 64) -> 256, 3x3: one image a chunk, 38 MB of columns beside a
-copy of 5.
+copy of 4.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ._workspace import ALIGNMENT, Workspace
 # The limits of a launch: blocks along y and z; the fewest output rows of a block (geometry.cuh).
 MOST_BLOCKS = 2**16 - 1
 LEAST_TILE_HEIGHT = 4
+LARGEST_DIMENSION = 2**31 - 1  # cuBLAS takes the sizes of matrices as int
 
 
 def copy_cells(geometry: Geometry) -> int:
@@ -59,12 +60,19 @@ def plan_chunks(
         )
     together = workspace_bytes // (geometry.out_pixels * pixel_bytes + copy_bytes)
     held = max(min(together, geometry.images, MOST_BLOCKS), 1)
+    if geometry.out_pixels > LARGEST_DIMENSION:
+        held = 1
     if held > 1:
         tile_pixels = held * geometry.out_pixels
     else:
         available = max(workspace_bytes - copy_bytes, workspace_bytes // 2)
         rows = LEAST_TILE_HEIGHT * MOST_BLOCKS
-        tile_pixels = min(available // pixel_bytes, rows * geometry.out_width, geometry.out_pixels)
+        tile_pixels = min(
+            available // pixel_bytes,
+            rows * geometry.out_width,
+            geometry.out_pixels,
+            LARGEST_DIMENSION,
+        )
     sizes = (*extents, tile_pixels * elements, held * copy_cells(geometry) * geometry.channels)
     index = index_dtype(sizes, geometry)
     return Plan(
