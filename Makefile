@@ -8,7 +8,11 @@ DEMO    ?= demo.png
 ARGS    ?=
 REPORT  ?= gpu-report.md
 
-ifneq ($(origin CUDA), command line)
+ifeq ($(origin CUDA), command line)
+ifeq ($(filter 12 13 none,$(CUDA)),)
+$(error CUDA=$(CUDA): expected 12, 13 or none)
+endif
+else
 CUDA := $(shell nvidia-smi 2> /dev/null | sed -n 's/.*CUDA[A-Za-z ]* Version: *\([0-9][0-9]*\).*/\1/p' | head -n 1)
 endif
 # No GPU, or a driver too old for CuPy 14: the kernels are compiled, and run in an emulator.

@@ -144,7 +144,7 @@ def compile_source(source, options, architecture, name="kern.cu"):
 def compile_kernel(name, layer, architecture):
     """Compile the file that a kernel is in for a layer; return the log."""
     macros = layer.macros(name)
-    return compile_source(_kernels.source(_kernels.FILES[name]), macros.options(), architecture)
+    return compile_source(_kernels.text(name, macros), (), architecture)
 
 
 def usage_of(name, log):
@@ -215,8 +215,11 @@ def main():
     architectures = supported(options.arch)
     if missing := sorted(set(options.arch) - set(architectures)):
         print(f"this NVRTC does not know {', '.join(missing)}", file=sys.stderr)
+    print("compiling; this takes a minute or two", file=sys.stderr)
     start = time.perf_counter()
     found = list(rows(architectures))
+    print("registers of a thread by architecture; shared: bytes of a block; +16s: bytes spilled,")
+    print("+16f: bytes of stack; G, DG: groups, deformable groups; int64: wide indices\n")
     print("\n".join(table(architectures, found)))
     spills = [row for row in found if any(u.spill_bytes or u.stack_bytes for u in row[2])]
     version = ".".join(map(str, nvrtc.getVersion()))

@@ -98,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
     for (int pass = 0; pass < PASSES_OF_CHANNELS; ++pass) {
         if (cell + pass * STEP < cells) {
-            image[pass * STEP * CHANNELS] = values[channel][cell + pass * STEP];
+            image[index_t(pass * STEP) * CHANNELS] = values[channel][cell + pass * STEP];
         }
     }
 }
@@ -115,7 +115,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int pass = 0; pass < PASSES_OF_CHANNELS; ++pass) {
             if (cell + pass * STEP < cells) {
-                values[channel][cell + pass * STEP] = grad_image[pass * STEP * CHANNELS];
+                values[channel][cell + pass * STEP] = grad_image[index_t(pass * STEP) * CHANNELS];
             }
         }
     }

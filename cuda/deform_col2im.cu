@@ -31,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
         __syncthreads();
         if (tile.holds(geometry, pixel)) {
             const data_t *column = grad_columns + column_of_pixel(geometry, tile, pixel) +
-                                   first_tap * GROUP_CHANNELS;
+                                   index_t(first_tap) * GROUP_CHANNELS;
             compute_t *corner = grad_image + tile.image * layout.count * CHANNELS +
                                 tile.group * SHARED_CHANNELS + lane * VECTOR;
             for (int tap = 0; tap < taps; ++tap) {
@@ -42,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
                 const Weights weight = weights[pixel * TAPS_AT_ONCE + tap];
                 each_vector(lane, [&](int channel, int at) {
                     const auto grad = load<VECTOR>(
-                        column + tap * GROUP_CHANNELS +
+                        column + index_t(tap) * GROUP_CHANNELS +
                         column_of_channel(geometry, tile.group * SHARED_CHANNELS + channel));
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {

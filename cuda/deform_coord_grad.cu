@@ -62,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
         __syncthreads();
         if (tile.holds(geometry, pixel)) {
             const data_t *column = grad_columns + column_of_pixel(geometry, tile, pixel) +
-                                   first_tap * GROUP_CHANNELS;
+                                   index_t(first_tap) * GROUP_CHANNELS;
             const data_t *corner = image + tile.image * layout.count * CHANNELS +
                                    tile.group * SHARED_CHANNELS + lane * VECTOR;
             for (int tap = 0; tap < taps; ++tap) {
@@ -74,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
                 compute_t dots[4] = {0, 0, 0, 0};
                 each_vector(lane, [&](int channel, int at) {
                     const auto grad = load<VECTOR>(
-                        column + tap * GROUP_CHANNELS +
+                        column + index_t(tap) * GROUP_CHANNELS +
                         column_of_channel(geometry, tile.group * SHARED_CHANNELS + channel));
                     const auto v00 = load<VECTOR>(above + at);
                     const auto v01 = load<VECTOR>(above + at + CHANNELS);

@@ -20,7 +20,7 @@ __device__ void sample_pixel(const Geometry &geometry, const Tile &tile, const S
     const int pixel = threadIdx.x / LANES, lane = threadIdx.x % LANES;
     const index_t pitch = Cells(geometry).pitch;
     corner += tile.group * SHARED_CHANNELS + lane * VECTOR;
-    column += column_of_pixel(geometry, tile, pixel) + first_tap * GROUP_CHANNELS;
+    column += column_of_pixel(geometry, tile, pixel) + index_t(first_tap) * GROUP_CHANNELS;
 #pragma unroll(FACTORED ? 1 : 2)
     for (int tap = 0; tap < taps; ++tap) {
         const Weights weight = weights[pixel * TAPS_AT_ONCE + tap];
@@ -42,7 +42,7 @@ __device__ void sample_pixel(const Geometry &geometry, const Tile &tile, const S
                 value += weight.at[3] * widen(v11.at[i]);
                 narrow(FACTORED ? factor * value : value, sampled.at[i]);
             }
-            store(column + tap * GROUP_CHANNELS +
+            store(column + index_t(tap) * GROUP_CHANNELS +
                       column_of_channel(geometry, tile.group * SHARED_CHANNELS + channel),
                   sampled);
         });

@@ -148,7 +148,7 @@ def _check_samples(
 
 
 def _check_bias(bias: object, weight: Array, x: Array) -> Array:
-    array = require_array("bias", bias, "(C_out,)")
+    array = require_array("bias", bias, "(C_out,)", ", and a mask goes by name: mask=mask")
     require_dtype("bias", array, x)
     if array.shape != weight.shape[:1]:
         raise ValueError(

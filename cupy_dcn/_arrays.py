@@ -44,10 +44,11 @@ def describe(value: object) -> str:
     )
 
 
-def require_array(name: str, value: object, axes: str) -> Array:
+def require_array(name: str, value: object, axes: str, besides: str = "") -> Array:
     """Return ``value`` if it is an array of the rank and a dtype the library computes with.
 
-    ``axes`` spells the expected shape, e.g. ``"(N, C_in, H, W)"``.
+    ``axes`` spells the expected shape, e.g. ``"(N, C_in, H, W)"``; ``besides`` ends the hint where
+    the rank is wrong.
     """
     library = library_of(value)
     if library is None:
@@ -70,7 +71,7 @@ def require_array(name: str, value: object, axes: str) -> Array:
     if array.ndim != rank:
         raise ValueError(
             f"{name} has {array.ndim} dimensions (shape {array.shape}), expected {rank}: {axes};"
-            " add or drop axes with reshape"
+            f" add or drop axes with reshape{besides}"
         )
     if library == "NumPy":
         return np.asarray(array)  # of a subclass, the plain array

@@ -61,13 +61,14 @@ class Samples:
             geometry,
             index,
             rectangle=(tile.rows.start, tile.columns.start, rows, width),
-            # The columns may be a part of the whole array: a group spans all of its pixels then.
-            column_pixels=columns.strides[1] // columns.strides[2],
+            column_pixels=group_pixels(columns),
             offset=element_strides(self.offset),
             mask=NO_STRIDES if self.mask is None else element_strides(self.mask),
         )
         run = kernel(cupy_of(columns), name, macros)
-        run(grid, (macros.block,), (settings, *arrays))
+        # Not None, which CuPy before 14 passes as an address of its own.
+        arguments = (0 if array is None else array for array in arrays)
+        run(grid, (macros.block,), (settings, *arguments))
 
 
 def locate(
@@ -181,6 +182,18 @@ def part_of_columns(columns: Array, geometry: Geometry, tile: Tile) -> Array:
     """View a tile of the columns (N, G, OH*OW, K, C_in/G)."""
     first = tile.rows.start * geometry.out_width + tile.columns.start
     return columns[tile.images, :, first : first + tile.image_pixels]
+
+
+def group_pixels(columns: Array) -> int:
+    """Return how many pixels a group has in the array that these columns are a part of.
+
+    Only strides of axes longer than 1 say so: those of the others may be anything.
+    """
+    images, groups, pixels, taps, channels = columns.shape
+    pixel_bytes = taps * channels * columns.itemsize
+    if groups > 1:
+        return int(columns.strides[1] // pixel_bytes)
+    return int(columns.strides[0] // pixel_bytes) if images > 1 else int(pixels)
 
 
 def of_tile(array: Array, tile: Tile) -> Array:

@@ -59,14 +59,14 @@ def plan_chunks(
             f" pass workspace_bytes={least} or more"
         )
     together = workspace_bytes // (geometry.out_pixels * pixel_bytes + copy_bytes)
+    rows = LEAST_TILE_HEIGHT * MOST_BLOCKS
     held = max(min(together, geometry.images, MOST_BLOCKS), 1)
-    if geometry.out_pixels > LARGEST_DIMENSION:
+    if geometry.out_pixels > LARGEST_DIMENSION or geometry.out_height > rows:
         held = 1
     if held > 1:
         tile_pixels = held * geometry.out_pixels
     else:
         available = max(workspace_bytes - copy_bytes, workspace_bytes // 2)
-        rows = LEAST_TILE_HEIGHT * MOST_BLOCKS
         tile_pixels = min(
             available // pixel_bytes,
             rows * geometry.out_width,

@@ -25,10 +25,11 @@ class Macros:
     data: str
     index: str
 
-    def options(self) -> tuple[str, ...]:
-        """Return the macros as options of the compiler."""
+    def definitions(self) -> str:
+        """Return the macros as lines of a source."""
         names = (field.name.upper() for field in fields(self))
-        return tuple(f"-D{name}={value}" for name, value in zip(names, astuple(self), strict=True))
+        pairs = zip(names, astuple(self), strict=True)
+        return "".join(f"#define {name} {value}\n" for name, value in pairs)
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,8 @@ def usable_cupy() -> ModuleType:
         reason = "it counts none"
     except Exception as error:  # CuPy's own where there is no driver or no device
         count, reason = 0, _one_line(error)
+        if cupy.cuda.runtime.driverGetVersion() == 0:
+            reason = f"no NVIDIA driver is installed: {reason}"
     if count == 0:
         raise RuntimeError(f"CuPy finds no GPU ({reason})")
     return cupy  # type: ignore[no-any-return]

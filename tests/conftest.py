@@ -13,10 +13,10 @@ def library(request):
 
 def pytest_terminal_summary(terminalreporter):
     """Say what ran, so that a missing GPU, or one not seen, does not go unnoticed."""
-    missing = []
+    kinds = {"numpy": "NumPy", "emulated": "emulated CuPy", "cupy": "CuPy"}
+    said = [f"ran on arrays of {', '.join(kinds[name] for name in libraries())}"]
     if "emulated" not in libraries():
-        missing.append("no NVRTC: no kernel was emulated")
+        said.append("no NVRTC: no kernel was emulated")
     if not gpu_count():
-        missing.append("no GPU found: none ran on a device")
-    ran = f"arrays of {', '.join(libraries())}"
-    terminalreporter.write_line("; ".join([ran, *missing]))
+        said.append("no GPU found: no kernel ran on a device")
+    terminalreporter.write_line("; ".join(said))

@@ -136,6 +136,15 @@ def test_products_keep_to_the_sizes_that_cublas_takes():
             assert tile.image_pixels <= LARGEST_DIMENSION
 
 
+def test_rows_of_several_images_keep_to_the_blocks_of_a_launch():
+    # Tall and narrow: many whole images would fit the budget, but not their rows one launch.
+    geometry = geometry_of(2, 1, (300_000, 1), kernel=1)
+    plan = plan_of(geometry, 2**34)
+    for _, tiles in chunks_of(plan):
+        for tile in tiles:
+            assert tile.rows.stop - tile.rows.start <= LEAST_TILE_HEIGHT * 65_535
+
+
 def test_worked_examples_of_the_docstring():
     plan = plan_of(geometry_of(2, 64, (56, 56)), 64 * MIB, out_channels=64)
     assert plan.images_held == 2

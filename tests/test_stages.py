@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import CASES, assert_close, budgets
+from cases import CASES, Case, assert_close, budgets
 from libraries import dcn
 
 from cupy_dcn import _oracle, _sparse_cpu
@@ -92,6 +92,32 @@ def test_padding_farther_than_float32_can_number(channels):
     columns = dcn.deform_im2col(x, offset, 3, padding=far, dilation=far)
     np.testing.assert_array_equal(columns[0, 0, :, 4].T.reshape(x[0].shape), x[0])
     assert not columns[0, 0, :, [0, 1, 2, 3, 5, 6, 7, 8]].any()
+
+
+@pytest.mark.parametrize(("new_axis", "pixels"), [(1, (2, 2)), (1, (1, 1)), (2, (1, 1))])
+def test_columns_with_an_axis_made_by_none(new_axis, pixels):
+    # An axis of length 1 may have any stride, and CuPy's None gives it 0.
+    rng = np.random.default_rng(0)
+    case = Case(3, 4, pixels, 1, (1, 1), spread=0.5)
+    x, offset, _, _, mask, _ = case.arrays()
+    columns = rng.standard_normal((3, 1, pixels[0] * pixels[1], 1, 4))
+    flat = columns.reshape([n for axis, n in enumerate(columns.shape) if axis != new_axis])
+    expected = _oracle.backward_of_im2col(columns, x, offset, *case.sampling, mask)
+    if dcn.on_device:
+        import cupy_dcn
+
+        cupy = dcn.array_module
+        made = cupy.asarray(flat)[(slice(None),) * new_axis + (None,)]
+        moved = [cupy.asarray(array) for array in (offset, x, mask)]
+        grad_x = cupy_dcn.deform_col2im(made, moved[0], pixels, 1, mask=moved[2])
+        grads = cupy_dcn.deform_coord_grad(made, moved[1], moved[0], 1, mask=moved[2])
+        ours = [cupy.asnumpy(array) for array in (grad_x, *grads)]
+    else:
+        made = flat[(slice(None),) * new_axis + (None,)]
+        grads = dcn.deform_coord_grad(made, x, offset, 1, mask=mask)
+        ours = [dcn.deform_col2im(made, offset, pixels, 1, mask=mask), *grads]
+    for result, reference in zip(ours, expected, strict=True):
+        assert_close(result, reference, 1e-13)
 
 
 def test_offsets_pack_and_unpack():
