@@ -129,7 +129,7 @@ def _check_samples(
     if images != geometry.images:
         raise ValueError(
             f"{name} has a batch of {images}, expected {owner}'s batch N = {geometry.images};"
-            " every image has its own, numpy.broadcast_to repeats one"
+            " every image has its own, broadcast_to repeats one"
         )
     expected = each * geometry.deformable_groups * geometry.taps
     if channels != expected:

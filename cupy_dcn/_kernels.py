@@ -74,7 +74,7 @@ _compiled: dict[tuple[ModuleType, str, Macros], Any] = {}
 
 
 def kernel(cupy: ModuleType, name: str, macros: Macros) -> Any:
-    """Return a kernel specialised by macros, compiled for the current device by now.
+    """Return a kernel specialised by macros; another device compiles it at its first launch.
 
     Threads that ask for one at the same time wait for a single compilation.
     """
@@ -91,4 +91,4 @@ def kernel(cupy: ModuleType, name: str, macros: Macros) -> Any:
 
 def compiled() -> list[tuple[str, Macros]]:
     """Return the kernels this process has loaded so far."""
-    return [(name, macros) for _, name, macros in _compiled]
+    return [(name, macros) for _, name, macros in list(_compiled)]

@@ -55,7 +55,8 @@ def plan_chunks(
     if workspace_bytes < least:
         raise ValueError(
             f"workspace_bytes is {workspace_bytes}, expected at least {least}: twice one output"
-            f" pixel's columns ({geometry.channels} channels, {geometry.taps} taps);"
+            f" pixel's columns and values ({geometry.channels} channels * {geometry.taps} taps +"
+            f" {out_channels}, of {itemsize} bytes);"
             f" pass workspace_bytes={least} or more"
         )
     together = workspace_bytes // (geometry.out_pixels * pixel_bytes + copy_bytes)

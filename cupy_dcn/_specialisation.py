@@ -11,7 +11,7 @@ import numpy as np
 from ._arrays import compute_dtype
 from ._geometry import Geometry
 
-VECTOR_BYTES = 16  # the widest load there is from sm_75 to sm_90
+VECTOR_BYTES = 16  # the widest load from sm_75 to sm_90, and twice that from sm_100
 MOST_LANES = 8  # 8 lanes * 16 bytes are one line of the cache
 TILE_WIDTH = 8  # output pixels of a tile side by side, as in geometry.cuh
 # Of sampling points in shared memory: two or more blocks of any kernel fit beside each other.
@@ -24,6 +24,7 @@ class Macros:
 
     data: str
     index: str
+    channels: int
 
     def definitions(self) -> str:
         """Return the macros as lines of a source."""
@@ -39,7 +40,6 @@ class SamplingMacros(Macros):
     offset_data: str
     mask_data: str
     masked: int
-    channels: int
     groups: int
     deformable_groups: int
     kernel_height: int
@@ -59,7 +59,6 @@ class SamplingMacros(Macros):
 class TransposeMacros(Macros):
     """Macros of the kernels between an image and its channels-last copy; see channels_last.cu."""
 
-    channels: int
     transpose_channels: int
     transpose_cells: int
 
@@ -80,10 +79,10 @@ def sampling_macros(
     point_bytes = 6 * compute_dtype(dtype).itemsize + index.itemsize
     rounds = -(-geometry.taps * (block // lanes) * point_bytes // POINT_BYTES)
     return SamplingMacros(
-        type_name(dtype), index.name, type_name(offset), type_name(dtype if mask is None else mask),
-        int(mask is not None), geometry.channels, geometry.groups, geometry.deformable_groups,
-        geometry.kernel_height, geometry.kernel_width, vector, lanes, block,
-        -(-geometry.taps // rounds),
+        type_name(dtype), index.name, geometry.channels, type_name(offset),
+        type_name(dtype if mask is None else mask), int(mask is not None), geometry.groups,
+        geometry.deformable_groups, geometry.kernel_height, geometry.kernel_width, vector, lanes,
+        block, -(-geometry.taps // rounds),
     )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -90,9 +89,9 @@ def _or_trouble(find: Callable[[], str]) -> str:
 
 
 def _compiled() -> str:
-    """Count the kernels that this process has loaded."""
-    counts = Counter(name for name, _ in _kernels.compiled())
-    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "no kernel"
+    """List the kernels that this process has loaded, with their dtype and channels."""
+    loaded = (f"{name} ({made.data}, {made.channels})" for name, made in _kernels.compiled())
+    return ", ".join(loaded) or "no kernel so far in this process"
 
 
 def _kernel_cache() -> str:
@@ -102,7 +101,7 @@ def _kernel_cache() -> str:
     folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
     if not folder.is_dir():
         return f"{folder}, not there yet"
-    return f"{folder}, {sum(1 for _ in folder.glob('*.cubin'))} kernels"
+    return f"{folder}, {sum(1 for _ in folder.glob('*.cubin'))} kernels, CuPy's own included"
 
 
 def _version(distribution: str) -> str:

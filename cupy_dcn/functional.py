@@ -67,7 +67,8 @@ def deform_conv2d(
     ----------
     x : ndarray, shape (N, C_in, H, W)
         Images, float64, float32, float16 or bfloat16 (of ml_dtypes). N may be 0. All arrays are
-        NumPy's, or all are CuPy's and on one device; views are read in place.
+        NumPy's, or all are CuPy's and on one device. Views of x, offset and mask are read in
+        place.
     offset : ndarray, shape (N, 2*deformable_groups*KH*KW, OH, OW)
         Displacement of every tap at every output pixel, in pixels of x: channel ``g*2K + 2k`` is
         dy (positive downward) and ``g*2K + 2k + 1`` is dx (positive to the right) of tap
@@ -93,8 +94,9 @@ def deform_conv2d(
         Takes the result, and is returned. C-contiguous, of x's dtype, apart from the inputs.
     workspace_bytes : int, optional
         Bound of temporary memory, 64 MiB by default, whatever the batch and the resolution; besides
-        it the call takes the weight's copy and 1 MiB a thread. On a GPU an image whose copy takes
-        more than half of it comes on top, once (backward: twice).
+        it the call takes the weight's copy and 1 MiB a thread. On a GPU the copy of an image that
+        takes more than half of it comes on top (backward: with the sums of its gradient, in
+        float32 for the half types).
 
     Returns
     -------
@@ -108,7 +110,8 @@ def deform_conv2d(
         If an argument is not an array, libraries are mixed, or dtypes are unsupported or mixed: all
         arrays have x's dtype; offset and mask may be float32 beside half-precision x.
     ValueError
-        If a shape or an attribute does not fit. Both come before any work; ``out`` is untouched.
+        If a shape or an attribute does not fit, or CuPy arrays are on several devices or not
+        aligned. Both come before any work; ``out`` is untouched.
 
     See Also
     --------
@@ -235,8 +238,8 @@ def deform_conv2d_backward(
         are worked for.
     workspace_bytes : int, optional
         Bound of temporary memory, 64 MiB by default; besides it the call takes three copies of
-        the weight, two more for every further thread, and 1 MiB a thread; on a GPU also the copies
-        of an image that take more than half of it.
+        the weight, two more for every further thread, and 1 MiB a thread; on a GPU also an image's
+        copy and the sums of its gradient if they take more than half of it.
 
     Returns
     -------

@@ -12,6 +12,7 @@ import numpy as np
 
 from ._arrays import Array, compute_dtype, module_of, require_array, require_one_library
 from ._attributes import integer_sides, pair
+from ._twins import twin_of
 
 
 def pack_offset(dy: Array, dx: Array) -> Array:
@@ -20,8 +21,8 @@ def pack_offset(dy: Array, dx: Array) -> Array:
     Parameters
     ----------
     dy, dx : ndarray, shape (N, deformable_groups*KH*KW, OH, OW)
-        Displacement of every tap in pixels, positive downward and to the right; channel
-        ``g*KH*KW + i*KW + j`` is tap (i, j) of deformable group g, as in a mask.
+        Arrays of NumPy or of CuPy. Displacement of every tap in pixels, positive downward and to
+        the right; channel ``g*KH*KW + i*KW + j`` is tap (i, j) of deformable group g, as in a mask.
 
     Returns
     -------
@@ -51,11 +52,12 @@ def pack_offset(dy: Array, dx: Array) -> Array:
     if dy.shape != dx.shape:
         raise ValueError(
             f"dx has shape {dx.shape}, expected dy's shape {axes} = {dy.shape};"
-            " numpy.broadcast_to makes one from a constant"
+            " broadcast_to makes one from a constant"
         )
     images, taps, *size = dy.shape
-    stacked: Array = module_of(dy).stack((dy, dx), axis=2)
-    return stacked.reshape(images, 2 * taps, *size)
+    with twin_of(dy).on_device(dy):
+        stacked: Array = module_of(dy).stack((dy, dx), axis=2)
+        return stacked.reshape(images, 2 * taps, *size)
 
 
 def unpack_offset(offset: Array) -> tuple[Array, Array]:
@@ -147,5 +149,6 @@ def sampling_grid(
         tap = np.divmod(np.arange(step.shape[1]) % taps, kernel[1])[axis] * dilations[axis]
         base = np.add.outer(tap, positions)
         base = base[:, :, None] if axis == 0 else base[:, None, :]
-        grids.append(step.astype(dtype) + module_of(step).asarray(base.astype(dtype)))
+        with twin_of(step).on_device(step):
+            grids.append(step.astype(dtype) + module_of(step).asarray(base.astype(dtype)))
     return grids[0], grids[1]

@@ -13,14 +13,19 @@ import cupy_dcn
 
 
 @functools.cache
-def gpu_count():
-    """Return how many GPUs the real CuPy sees, 0 without CuPy, driver or device."""
+def count_gpus():
+    """Return how many GPUs the real CuPy sees, and why it sees none."""
     try:
         import cupy
 
-        return cupy.cuda.runtime.getDeviceCount()
-    except Exception:  # CuPy's own error where there is no driver, an ImportError without CuPy
-        return 0
+        return cupy.cuda.runtime.getDeviceCount(), "CuPy counts none"
+    except Exception as error:  # CuPy's own where there is no driver, an ImportError without CuPy
+        return 0, " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def gpu_count():
+    """Return how many GPUs the real CuPy sees, 0 without CuPy, driver or device."""
+    return count_gpus()[0]
 
 
 @functools.cache

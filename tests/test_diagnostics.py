@@ -93,7 +93,7 @@ def test_info_of_gpus(stand_in, capsys, tmp_path, monkeypatch):
     assert lines["CUDA"] == f"driver {version}, runtime {version}, NVRTC {version}"
     assert lines["CUDA sources"] == str(_kernels.folder())
     assert lines["kernel cache"] == f"{tmp_path / 'cache'}, not there yet"
-    assert lines["compiled here"] == "no kernel"
+    assert lines["compiled here"] == "no kernel so far in this process"
 
 
 def test_info_counts_kernels(stand_in, capsys, tmp_path, monkeypatch):
@@ -103,8 +103,11 @@ def test_info_counts_kernels(stand_in, capsys, tmp_path, monkeypatch):
     cupy_dcn.warmup(2, backward=False)
     cupy_dcn.warmup(3, backward=False)
     lines = info_lines(capsys)
-    assert lines["kernel cache"] == f"{tmp_path}, 2 kernels"
-    assert lines["compiled here"] == "2 to_channels_last, 2 deform_im2col"
+    assert lines["kernel cache"] == f"{tmp_path}, 2 kernels, CuPy's own included"
+    assert lines["compiled here"] == (
+        "to_channels_last (float, 2), deform_im2col (float, 2),"
+        " to_channels_last (float, 3), deform_im2col (float, 3)"
+    )
     monkeypatch.setenv("CUPY_CACHE_IN_MEMORY", "1")
     assert info_lines(capsys)["kernel cache"].startswith("in memory")
 

@@ -525,11 +525,11 @@ RESULTS = [
           " taps); pass workspace_bytes=", libraries=("numpy",), workspace_bytes=100),
     *(
         wrong("workspace_bytes = 100", ValueError, "workspace_bytes is 100, expected at least"
-              f" {least}: twice one output pixel's columns (6 channels, 6 taps); pass"
-              f" workspace_bytes={least} or more", only=functions, libraries=ON_GPU,
-              workspace_bytes=100)
-        # float32 columns of 6 channels * 6 taps, and of the outputs or their gradients.
-        for functions, least in ((CONVOLUTIONS, 2 * 4 * (36 + 4)), (STAGES, 2 * 4 * 36))
+              f" {2 * 4 * (36 + out)}: twice one output pixel's columns and values (6 channels *"
+              f" 6 taps + {out}, of 4 bytes); pass workspace_bytes={2 * 4 * (36 + out)} or more",
+              only=functions, libraries=ON_GPU, workspace_bytes=100)
+        # Values are the outputs or their gradients; the stages have none.
+        for functions, out in ((CONVOLUTIONS, 4), (STAGES, 0))
     ),
 ]  # fmt: skip
 
@@ -538,7 +538,7 @@ LAYOUT = [
           "convert it with dx.astype(dy.dtype)", dx=array(MASK, np.float64)),
     wrong("dx of another shape", ValueError, "dx has shape (2, 18, 4, 1), expected dy's shape",
           "(N, deformable_groups*KH*KW, OH, OW) = (2, 18, 4, 7);",
-          "numpy.broadcast_to makes one from a constant", dx=array((2, 18, 4, 1))),
+          "broadcast_to makes one from a constant", dx=array((2, 18, 4, 1))),
     wrong("offset with an odd number of channels", ValueError, "offset has 37 channels, expected"
           " 2*deformable_groups*KH*KW, an even number;", "offsets are (dy, dx) pairs per tap",
           only=("unpack_offset", "sampling_grid"), offset=array((2, 37, 4, 7))),
