@@ -172,8 +172,9 @@ def usable_cupy() -> ModuleType:
         reason = "it counts none"
     except Exception as error:  # CuPy's own where there is no driver or no device
         count, reason = 0, _one_line(error)
-        if cupy.cuda.runtime.driverGetVersion() == 0:
-            reason = f"no NVIDIA driver is installed: {reason}"
+        with contextlib.suppress(Exception):  # it may need what is missing
+            if cupy.cuda.runtime.driverGetVersion() == 0:
+                reason = f"no NVIDIA driver is installed: {reason}"
     if count == 0:
         raise RuntimeError(f"CuPy finds no GPU ({reason})")
     return cupy  # type: ignore[no-any-return]

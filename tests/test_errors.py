@@ -20,10 +20,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cases import least_workspace
-from libraries import dcn, gpu_count, libraries
+from libraries import dcn, gpu_count, has_nvrtc, libraries
 
 import cupy_dcn
 from cupy_dcn import _kernels
+
+needs_nvrtc = pytest.mark.skipif(not has_nvrtc(), reason="no CuPy arrays without NVRTC here")
 
 # x (N, C_in, H, W), a 3x2 kernel, groups 2, deformable_groups 3, stride (2, 1), padding (1, 0)
 X, WEIGHT, BIAS, OUT = (2, 6, 7, 8), (4, 3, 3, 2), (4,), (2, 4, 4, 7)
@@ -660,6 +662,7 @@ def test_message(library, case, function):
     assert re.fullmatch(r"(None|[a-z0-9'(]).*[^.\s]", hint), f"no hint: {text}"
 
 
+@needs_nvrtc
 def test_what_is_left_out_cupy_has_not():
     left_out = [
         case for case in CASES if "emulated" in case.libraries and not fits(case, "emulated")
@@ -809,6 +812,7 @@ def test_missing_sources(tmp_path):
     )
 
 
+@needs_nvrtc
 def test_every_raise_is_reached(tmp_path):
     sites = raise_sites()
     reached = {site_of(missing_sources(tmp_path), sites)}
