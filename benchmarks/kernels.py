@@ -30,7 +30,8 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"
 # Those of a RawModule in CuPy, and ptxas's account of its work.
 OPTIONS = ("-std=c++17", "-ftz=true", "--device-as-default-execution-space")
 VERBOSE = ("--ptxas-options=-v",)
-SAMPLING = ("deform_im2col", "deform_col2im", "deform_coord_grad")
+SAMPLING = ("deform_im2col", "deform_col2im", "deform_coord_grad", "deform_backward")
+ALL = (True, True, True)  # of what deform_backward can do
 TRANSPOSING = ("to_channels_last", "from_channels_last")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -77,7 +78,8 @@ class Layer(NamedTuple):
             self.groups, self.deformable_groups,
         )  # fmt: skip
         offset = dtype_of(self.offset or self.dtype)
-        return sampling_macros(geometry, dtype, offset, offset if self.masked else None, index)
+        mask, wants = offset if self.masked else None, ALL if name == "deform_backward" else None
+        return sampling_macros(geometry, dtype, offset, mask, index, wants)
 
 
 # The layers of common networks: their kernels must fit into the registers.

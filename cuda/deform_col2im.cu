@@ -30,7 +30,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
         });
         __syncthreads();
         if (tile.holds(geometry, pixel)) {
-            const data_t *column = grad_columns + column_of_pixel(geometry, tile, pixel) +
+            const data_t *column = grad_columns + first_column(geometry, tile, pixel, lane) +
                                    index_t(first_tap) * GROUP_CHANNELS;
             compute_t *corner = grad_image + tile.image * layout.count * CHANNELS +
                                 tile.group * SHARED_CHANNELS + lane * VECTOR;
@@ -43,7 +43,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
                 each_vector(lane, [&](int channel, int at) {
                     const auto grad = load<VECTOR>(
                         column + index_t(tap) * GROUP_CHANNELS +
-                        column_of_channel(geometry, tile.group * SHARED_CHANNELS + channel));
+                        in_column(geometry, tile, channel, at));
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
                         compute_t share[VECTOR];

@@ -11,31 +11,7 @@
 // neighbouring threads write neighbouring pixels.
 //
 // Launch: as deform_im2col. Bytes per column element: read once; four corners from the caches.
-#include "bilinear.cuh"
-
-// Sums `dots` over the LANES threads of a pixel: thread `lane` is left with total `first_dot(lane)` in
-// dots[0], with two lanes also the next one in dots[1], alone with all four.
-__device__ inline int first_dot(int lane) {
-    return LANES == 1 ? 0 : LANES == 2 ? lane * 2 : lane % 2 * 2 + lane / 2 % 2;
-}
-__device__ inline void sum_over_lanes(compute_t (&dots)[4], int lane) {
-    // The lanes of one pixel alone: those of its neighbour may be at another tap, or have no pixel.
-    const unsigned members = ((1u << LANES) - 1) << (threadIdx.x % 32 / LANES * LANES);
-    if (LANES > 1) {
-        const bool upper = lane & 1;
-        const compute_t give0 = upper ? dots[0] : dots[2], give1 = upper ? dots[1] : dots[3];
-        dots[0] = (upper ? dots[2] : dots[0]) + __shfl_xor_sync(members, give0, 1);
-        dots[1] = (upper ? dots[3] : dots[1]) + __shfl_xor_sync(members, give1, 1);
-    }
-    if (LANES > 2) {
-        const bool upper = lane & 2;
-        const compute_t give = upper ? dots[0] : dots[1];
-        dots[0] = (upper ? dots[1] : dots[0]) + __shfl_xor_sync(members, give, 2);
-    }
-    if (LANES > 4) {
-        dots[0] += __shfl_xor_sync(members, dots[0], 4);
-    }
-}
+#include "dots.cuh"
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
     deform_coord_grad(const Geometry geometry, const data_t *__restrict__ grad_columns,
@@ -49,8 +25,6 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
     const Cells layout(geometry);
     const Sampler planned(geometry, tile, offset, mask, planned_pixel());
     const int pixel = threadIdx.x / LANES, lane = threadIdx.x % LANES;
-    constexpr index_t MASK_CHANNELS = index_t(DEFORMABLE_GROUPS) * TAPS;
-    const index_t plane = geometry.out_height * geometry.out_width;
     for (int first_tap = 0; first_tap < TAPS; first_tap += TAPS_AT_ONCE) {
         const int taps = min(TAPS_AT_ONCE, TAPS - first_tap);
         each_point(geometry, tile, taps, [&](int slot, int tap) {
@@ -61,7 +35,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
         });
         __syncthreads();
         if (tile.holds(geometry, pixel)) {
-            const data_t *column = grad_columns + column_of_pixel(geometry, tile, pixel) +
+            const data_t *column = grad_columns + first_column(geometry, tile, pixel, lane) +
                                    index_t(first_tap) * GROUP_CHANNELS;
             const data_t *corner = image + tile.image * layout.count * CHANNELS +
                                    tile.group * SHARED_CHANNELS + lane * VECTOR;
@@ -75,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
                 each_vector(lane, [&](int channel, int at) {
                     const auto grad = load<VECTOR>(
                         column + index_t(tap) * GROUP_CHANNELS +
-                        column_of_channel(geometry, tile.group * SHARED_CHANNELS + channel));
+                        in_column(geometry, tile, channel, at));
                     const auto v00 = load<VECTOR>(above + at);
                     const auto v01 = load<VECTOR>(above + at + CHANNELS);
                     const auto v10 = load<VECTOR>(below + at);
@@ -90,38 +64,14 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
                     }
                 });
                 sum_over_lanes(dots, lane);
-                if (lane < 4) {
-                    compute_t *total = totals[pixel * TAPS_AT_ONCE + tap].at + first_dot(lane);
-#pragma unroll
-                    for (int i = 0; i < (LANES > 2 ? 1 : 4 / LANES); ++i) {
-                        total[i] = dots[i];
-                    }
-                }
+                store_total(dots, lane, totals[pixel * TAPS_AT_ONCE + tap]);
             }
         }
         __syncthreads();
         each_point(geometry, tile, taps, [&](int slot, int tap) {
-            compute_t by_y = 0, by_x = 0, by_mask = 0;
-            if (cells[slot] >= 0) {
-                const Weights dot = totals[slot];
-                const compute_t y = fractions[0][slot], x = fractions[1][slot];
-                const compute_t factor = planned.factor(first_tap + tap);
-                by_y = factor * ((1 - x) * (dot.at[2] - dot.at[0]) + x * (dot.at[3] - dot.at[1]));
-                by_x = factor * ((1 - y) * (dot.at[1] - dot.at[0]) + y * (dot.at[3] - dot.at[2]));
-                by_mask = (1 - y) * ((1 - x) * dot.at[0] + x * dot.at[1]) +
-                          y * ((1 - x) * dot.at[2] + x * dot.at[3]);
-            }
-            const index_t channel = index_t(tile.group) * TAPS + first_tap + tap;
-            if (grad_offset) {
-                offset_t *to = grad_offset + 2 * channel * plane +
-                               tile.in_output(geometry, 2 * MASK_CHANNELS, planned_pixel());
-                narrow(by_y, to[0]);
-                narrow(by_x, to[plane]);
-            }
-            if (grad_mask) {
-                narrow(by_mask, grad_mask[channel * plane + tile.in_output(geometry, MASK_CHANNELS,
-                                                                           planned_pixel())]);
-            }
+            write_coordinates(geometry, tile, planned, cells[slot] >= 0, totals + slot,
+                              fractions[0][slot], fractions[1][slot], first_tap + tap, grad_offset,
+                              grad_mask);
         });
         if (first_tap + TAPS_AT_ONCE < TAPS) {
             __syncthreads();

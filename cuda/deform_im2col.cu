@@ -20,7 +20,9 @@ __device__ void sample_pixel(const Geometry &geometry, const Tile &tile, const S
     const int pixel = threadIdx.x / LANES, lane = threadIdx.x % LANES;
     const index_t pitch = Cells(geometry).pitch;
     corner += tile.group * SHARED_CHANNELS + lane * VECTOR;
-    column += column_of_pixel(geometry, tile, pixel) + index_t(first_tap) * GROUP_CHANNELS;
+    column += first_column(geometry, tile, pixel, lane) + index_t(first_tap) * GROUP_CHANNELS;
+    asm("" : "+l"(corner));
+    asm("" : "+l"(column));
 #pragma unroll(FACTORED ? 1 : 2)
     for (int tap = 0; tap < taps; ++tap) {
         const Weights weight = weights[pixel * TAPS_AT_ONCE + tap];
@@ -43,7 +45,7 @@ __device__ void sample_pixel(const Geometry &geometry, const Tile &tile, const S
                 narrow(FACTORED ? factor * value : value, sampled.at[i]);
             }
             store(column + index_t(tap) * GROUP_CHANNELS +
-                      column_of_channel(geometry, tile.group * SHARED_CHANNELS + channel),
+                      in_column(geometry, tile, channel, at),
                   sampled);
         });
     }

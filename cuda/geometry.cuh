@@ -118,19 +118,25 @@ struct Tile {
     }
 };
 
-// Element of the columns (images, G, pixels, K, C_in/G) for channel 0 of group 0 at tap 0.
-__device__ inline index_t column_of_pixel(const Geometry &geometry, const Tile &tile, int pixel) {
-    const index_t at = tile.row_of(pixel) * geometry.columns + tile.column_of(pixel);
-    return (tile.image * GROUPS * geometry.column_pixels + at) * TAPS * GROUP_CHANNELS;
-}
+// Where the columns (images, G, pixels, K, C_in/G) of one pixel and deformable group begin for a lane,
+// and how far a vector of channels lies from there. Where no group cuts through the deformable group
+// that is the same at every pixel, a constant of the compiler.
+constexpr bool UNCUT = GROUP_CHANNELS % SHARED_CHANNELS == 0;
 
-// What a channel of C_in adds to it.
 __device__ inline index_t column_of_channel(const Geometry &geometry, int channel) {
-    if (GROUPS == 1) {
-        return channel;
-    }
-    return index_t(channel / GROUP_CHANNELS) * geometry.column_pixels * TAPS * GROUP_CHANNELS +
-           channel % GROUP_CHANNELS;
+    return index_t(unsigned(channel) / GROUP_CHANNELS) * geometry.column_pixels * TAPS *
+               GROUP_CHANNELS +
+           unsigned(channel) % GROUP_CHANNELS;
+}
+__device__ inline index_t first_column(const Geometry &geometry, const Tile &tile, int pixel,
+                                       int lane) {
+    const index_t at = tile.row_of(pixel) * geometry.columns + tile.column_of(pixel);
+    const index_t first = (tile.image * GROUPS * geometry.column_pixels + at) * TAPS * GROUP_CHANNELS;
+    return UNCUT ? first + column_of_channel(geometry, tile.group * SHARED_CHANNELS + lane * VECTOR)
+                 : first;
+}
+__device__ inline index_t in_column(const Geometry &geometry, const Tile &tile, int channel, int at) {
+    return UNCUT ? at : column_of_channel(geometry, tile.group * SHARED_CHANNELS + channel);
 }
 
 // The walk that im2col, its adjoint and its derivative share. First the sampling points of some taps:
@@ -149,11 +155,11 @@ __device__ inline void each_point(const Geometry &geometry, const Tile &tile, in
 
 // Then, with LANES threads a pixel and a point at a time, its channels: use(channel, at), where channel
 // counts within the deformable group and at is how far it lies from the lane's first one.
-template <typename Use>
+template <int UNROLLED = 2, typename Use>
 __device__ inline void each_vector(int lane, Use use) {
     // Unrolled by powers of two only, here and in the kernels: by 3, NVRTC 12.0 to 13.5 drop the tests
     // for the end of a loop of min(5, 9 - first) rounds but every third, and run 6.
-#pragma unroll 2
+#pragma unroll(UNROLLED)
     for (int step = 0; step < STEPS; ++step) {
         const int at = step * LANES * VECTOR, channel = at + lane * VECTOR;
         if (RAGGED && channel >= SHARED_CHANNELS) {

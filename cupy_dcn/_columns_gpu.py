@@ -46,11 +46,17 @@ class Samples:
         depth = geometry.taps, geometry.group_channels
         return (tile.image_count, geometry.groups, tile.image_pixels, *depth)
 
-    def launch(self, name: str, columns: Array, *arrays: Array | None) -> None:
+    def launch(
+        self,
+        name: str,
+        columns: Array,
+        *arrays: Array | None,
+        wants: tuple[bool, bool, bool] | None = None,
+    ) -> None:
         """Run a kernel over the tile's points; ``columns`` is one of its arguments, ``arrays``."""
         tile, geometry, index = self.tile, self.plan.geometry, self.plan.index
         mask_dtype = None if self.mask is None else self.mask.dtype
-        macros = sampling_macros(geometry, self.dtype, self.offset.dtype, mask_dtype, index)
+        macros = sampling_macros(geometry, self.dtype, self.offset.dtype, mask_dtype, index, wants)
         rows, width = tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start
         grid = (
             -(-width // TILE_WIDTH) * geometry.deformable_groups,
@@ -165,6 +171,32 @@ def coord_grad(
         samples.mask,
         None if grad_offset is None else of_tile(grad_offset, samples.tile),
         None if grad_mask is None else of_tile(grad_mask, samples.tile),
+    )
+
+
+def backward(
+    columns: Array,
+    image: Image | None,
+    samples: Samples,
+    grad_image: GradImage | None,
+    grad_offset: Array | None,
+    grad_mask: Array | None,
+    resample: bool,
+) -> None:
+    """Do what col2im and coord_grad do, and turn grad_columns into the columns, in one pass."""
+    images, tile = samples.tile.images, samples.tile
+    coordinates = grad_offset is not None or grad_mask is not None
+    samples.launch(
+        "deform_backward",
+        columns,
+        columns,
+        None if image is None else image.of_images(images),
+        samples.offset,
+        samples.mask,
+        None if grad_image is None else grad_image.of_images(images),
+        None if grad_offset is None else of_tile(grad_offset, tile),
+        None if grad_mask is None else of_tile(grad_mask, tile),
+        wants=(grad_image is not None, coordinates, resample),
     )
 
 

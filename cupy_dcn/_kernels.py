@@ -24,6 +24,7 @@ FILES = {
     "deform_im2col": "deform_im2col.cu",
     "deform_col2im": "deform_col2im.cu",
     "deform_coord_grad": "deform_coord_grad.cu",
+    "deform_backward": "deform_backward.cu",
 }
 
 _INCLUDE = re.compile(r'#include "(\w+\.cuh)"')

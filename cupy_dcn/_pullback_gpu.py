@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ._arrays import Array
-from ._columns_gpu import GradImage, Image, col2im, coord_grad, im2col, locate
+from ._columns_gpu import GradImage, Image, backward, col2im, coord_grad, im2col, locate
 from ._plan import Plan, Tile
 from ._workspace import Workspace
 
@@ -74,15 +74,19 @@ class Pullback:
     ) -> Array | None:
         (workspace,) = self.workspaces
         samples = locate(self.offset, self.mask, self.plan, tile, self.dtype, workspace)
-        if self._wants_coordinates or grad_image is not None:
-            with workspace.scope():
-                grad_columns = self.grad_columns_of(tile, workspace)
-                if self._wants_coordinates and image is not None:
-                    coord_grad(grad_columns, image, samples, self.grad_offset, self.grad_mask)
-                if grad_image is not None:
-                    col2im(grad_columns, samples, grad_image)
-        if self.add_grad_weight is None or image is None:
-            return grad_weight
+        resample = self.add_grad_weight is not None
         with workspace.scope():
-            columns = im2col(image, samples)
+            if image is not None and grad_image is None and not self._wants_coordinates:
+                columns = im2col(image, samples)  # for the weight alone
+            else:
+                columns = self.grad_columns_of(tile, workspace)
+                gradients = self.grad_offset, self.grad_mask
+                if resample or (grad_image is not None and self._wants_coordinates):
+                    backward(columns, image, samples, grad_image, *gradients, resample)
+                elif grad_image is not None:
+                    col2im(columns, samples, grad_image)
+                elif image is not None:
+                    coord_grad(columns, image, samples, *gradients)
+            if self.add_grad_weight is None:
+                return grad_weight
             return self.add_grad_weight(tile, columns, workspace, grad_weight)

@@ -56,6 +56,15 @@ class SamplingMacros(Macros):
 
 
 @dataclass(frozen=True)
+class BackwardMacros(SamplingMacros):
+    """Macros of the backward in one pass; see deform_backward.cu."""
+
+    grad_x: int
+    grad_coordinates: int
+    columns: int
+
+
+@dataclass(frozen=True)
 class TransposeMacros(Macros):
     """Macros of the kernels between an image and its channels-last copy; see channels_last.cu."""
 
@@ -69,21 +78,24 @@ def sampling_macros(
     offset: np.dtype[Any],
     mask: np.dtype[Any] | None,
     index: np.dtype[Any],
+    wants: tuple[bool, bool, bool] | None = None,
 ) -> SamplingMacros:
-    """Specialise a sampling kernel."""
+    """Specialise a sampling kernel; ``wants`` grad_x, coordinates and columns of the backward."""
     vector = vector_width(geometry, dtype.itemsize)
     lanes = lane_count(geometry.deformable_channels // vector)
     # At one lane a pixel a tile of 256 would have too many points to hold.
     block = 128 if lanes == 1 else 256
-    # Four weights or dots, two fractions and a cell: no kernel holds more of a point.
-    point_bytes = 6 * compute_dtype(dtype).itemsize + index.itemsize
+    # Four weights or dots (the backward: both), two fractions and a cell.
+    words = 6 if wants is None else 10
+    point_bytes = words * compute_dtype(dtype).itemsize + index.itemsize
     rounds = -(-geometry.taps * (block // lanes) * point_bytes // POINT_BYTES)
-    return SamplingMacros(
+    values = (
         type_name(dtype), index.name, geometry.channels, type_name(offset),
         type_name(dtype if mask is None else mask), int(mask is not None), geometry.groups,
         geometry.deformable_groups, geometry.kernel_height, geometry.kernel_width, vector, lanes,
         block, -(-geometry.taps // rounds),
     )  # fmt: skip
+    return SamplingMacros(*values) if wants is None else BackwardMacros(*values, *map(int, wants))
 
 
 def transpose_macros(channels: int, dtype: np.dtype[Any], index: np.dtype[Any]) -> TransposeMacros:

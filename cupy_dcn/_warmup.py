@@ -16,7 +16,8 @@ from ._attributes import came, geometry_of, is_integer, pair
 from ._specialisation import Macros, sampling_macros, transpose_macros
 
 FORWARD = ("to_channels_last", "deform_im2col")
-BACKWARD = ("deform_coord_grad", "deform_col2im", "from_channels_last")
+BACKWARD = ("deform_backward", "from_channels_last")
+ALL = (True, True, True)  # of grad_x, coordinates and columns
 INDEX = np.dtype(np.int32)  # wider where an array has 2^31 elements or more
 
 
@@ -72,13 +73,15 @@ def warmup(
     -----
     Nothing else is compiled into a kernel: calls differ in batch, image size, output channels,
     stride, padding and dilation without a compilation. An exception are arrays of 2^31 elements or
-    more, whose kernels have wider indices; they are compiled at their first call.
+    more, whose kernels have wider indices; they are compiled at their first call. So are the
+    kernels of a backward that is asked for some of the gradients alone (``needs``), and those of
+    `deform_col2im` and `deform_coord_grad`: the one compiled here works out all gradients.
 
     Examples
     --------
     >>> import cupy_dcn
     >>> cupy_dcn.warmup(32, kernel_size=3, dtype="float16")  # on a machine with a GPU
-    5
+    4
     >>> cupy_dcn.warmup(32, kernel_size=3, dtype="float16")
     0
     """
@@ -123,12 +126,14 @@ def kernels_of(
     x = _dtype("dtype", dtype)
     offset = x if offset_dtype is None else _beside(x, "offset_dtype", offset_dtype)
     factor = x if mask_dtype is None else _beside(x, "mask_dtype", mask_dtype)
-    sampling = sampling_macros(geometry, x, offset, factor if mask else None, INDEX)
+    sampled = geometry, x, offset, factor if mask else None, INDEX
     transposing = transpose_macros(geometry.channels, x, INDEX)
-    return [
-        (name, sampling if name.startswith("deform") else transposing)
-        for name in FORWARD + (BACKWARD if backward else ())
-    ]
+    macros: dict[str, Macros] = {
+        "deform_im2col": sampling_macros(*sampled),
+        "deform_backward": sampling_macros(*sampled, ALL),
+    }
+    names = FORWARD + (BACKWARD if backward else ())
+    return [(name, macros.get(name, transposing)) for name in names]
 
 
 def _dtype(name: str, value: object) -> np.dtype[Any]:

@@ -474,7 +474,8 @@ def test_every_subset_of_needs(setting, optional, small):
     for needs in SUBSETS:
         some = compute(function, inputs, setting, needs=needs, workspace_bytes=workspace_bytes)
         wanted = {name: everything[name] if name in needs else None for name in GRADIENTS}
-        assert_same(some, wanted)
+        # On a device other kernels compute other subsets, and round in another order.
+        assert_same(some, wanted, tolerance=1e-6 if dcn.on_device else 0)
 
 
 @pytest.mark.parametrize("kind", [list, set, frozenset, iter, dict.fromkeys])

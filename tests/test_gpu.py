@@ -25,7 +25,7 @@ from emulator import Crime
 from libraries import dcn, libraries
 
 import cupy_dcn
-from cupy_dcn import _kernels, _matmul_gpu, _plan_gpu
+from cupy_dcn import _kernels, _matmul_gpu, _oracle, _plan_gpu
 from cupy_dcn._geometry import Geometry
 from cupy_dcn._specialisation import lane_count, sampling_macros, transpose_macros
 
@@ -35,6 +35,8 @@ NOISE = {np.float64: 1e-12, np.float32: 2e-5, np.float16: 2e-2, BFLOAT16: 1e-1}
 DTYPES = list(NOISE)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
 GRADIENTS = ("x", "offset", "weight", "bias", "mask")
+# The kernels of a forward and a backward of all gradients.
+WHOLE = {"to_channels_last", "deform_im2col", "deform_backward", "from_channels_last"}
 # Two images, two groups, three deformable groups, all sizes different; and a plain layer.
 SMALL = Case(
     2, 6, (7, 8), 4, (3, 2), (2, 1), (1, 1, 0, 0), deformable_groups=3, groups=2
@@ -148,10 +150,7 @@ def test_a_backward_is_a_handful_of_launches(cupy, case, dtype):
     with recorded() as log:
         inputs.backward()
     assert_no_waiting(log)
-    assert names_of(log.launches) == [
-        "to_channels_last", "deform_coord_grad", "deform_col2im", "deform_im2col",
-        "from_channels_last",
-    ]  # fmt: skip
+    assert names_of(log.launches) == ["to_channels_last", "deform_backward", "from_channels_last"]
     weight, bias = inputs.host["weight"], inputs.host["bias"]
     sums = case.images * (case.size[0] + 3) * (case.size[1] + 1) * case.channels
     written = [(entry.name, entry.bytes_written) for entry in log.operations]
@@ -164,7 +163,7 @@ def test_a_backward_is_a_handful_of_launches(cupy, case, dtype):
     # Gradients of the columns for all images at once, those of the weight image by image.
     products = min(case.images, case.groups) + case.images
     assert len(log.products) == products
-    assert len(log.launches) + len(log.operations) + products == 10 + products <= 16
+    assert len(log.launches) + len(log.operations) + products == 8 + products <= 14
     # Five results, two copies of the weight, the sums of the bias, and one block.
     assert len(log.allocations) == 9
 
@@ -184,6 +183,29 @@ def test_only_what_is_needed_is_worked_for(cupy):
     }  # fmt: skip
 
 
+def test_two_gradients_are_one_pass(cupy, own_kernels):
+    inputs = Inputs(PLAIN)
+    pairs = {
+        ("x", "offset"): (1, 1, 0), ("x", "mask"): (1, 1, 0), ("x", "weight"): (1, 0, 1),
+        ("offset", "weight"): (0, 1, 1), ("mask", "weight"): (0, 1, 1), GRADIENTS: (1, 1, 1),
+    }  # fmt: skip
+    for needs, wants in pairs.items():
+        with recorded() as log:
+            inputs.backward(needs=needs)
+        assert_no_waiting(log)
+        written = ["from_channels_last"] * ("x" in needs)
+        assert names_of(log.launches) == ["to_channels_last", "deform_backward", *written]
+        made = [m for name, m in _kernels.compiled() if name == "deform_backward"]
+        assert wants in {(m.grad_x, m.grad_coordinates, m.columns) for m in made}
+        # Gradients of the columns, and where the weight's is wanted one product an image.
+        assert len(log.products) == 1 + PLAIN.images * ("weight" in needs)
+    assert len(made) == 4
+    # Offset and mask are one gradient to the kernels, of coordinates.
+    with recorded() as log:
+        inputs.backward(needs=("offset", "mask"))
+    assert names_of(log.launches) == ["to_channels_last", "deform_coord_grad"]
+
+
 def test_the_stages_wait_for_nothing_and_copy_nothing(cupy):
     x, offset, _, _, mask, _ = map(dcn.to_device, PLAIN.arrays(np.float32))
     attributes = {"padding": 1, "mask": mask}
@@ -198,6 +220,67 @@ def test_the_stages_wait_for_nothing_and_copy_nothing(cupy):
     ]  # fmt: skip
     assert names_of(log.operations) == ["memset"]
     assert not log.products
+
+
+# Deformable groups, and groups whose edges lie within them; more taps than are held at once.
+ANY_NEEDS = [
+    SMALL,
+    Case(2, 12, (4, 5), 6, (3, 3), padding=(1, 1, 1, 1), deformable_groups=2, groups=3),
+    Case(1, 16, (4, 5), 4, (3, 3), padding=(1, 1, 1, 1), groups=2),
+    Case(1, 4, (7, 6), 2, (5, 5), padding=(2, 2, 2, 2), deformable_groups=2),
+    Case(1, 64, (3, 4), 2, (2, 2), padding=(1, 0, 1, 0), deformable_groups=2),
+]
+
+
+def test_layers_of_any_needs_are_of_all_kinds(cupy, own_kernels):
+    for case in ANY_NEEDS:
+        Inputs(case).backward()
+    made = [macros for name, macros in _kernels.compiled() if name == "deform_backward"]
+    assert len(made) == len(ANY_NEEDS)
+    cut = {(m.channels // m.groups) % (m.channels // m.deformable_groups) != 0 for m in made}
+    rounds = {m.taps_at_once < m.kernel_height * m.kernel_width for m in made}
+    assert cut == rounds == {False, True}
+    assert {m.lanes for m in made} >= {1, 2, 8}
+    assert max(m.deformable_groups for m in made) > 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("masks", ["finite", "broken", "broken outside"])
+@pytest.mark.parametrize("case", ANY_NEEDS, ids=str)
+def test_any_needs_give_the_same(device, case, masks, dtype):
+    _, offset, _, _, mask, _ = case.arrays(dtype)
+    far = np.random.default_rng(3).random(mask.shape) < 0.2  # 50 pixels away from the image
+    shift = np.repeat(far, 2, axis=1) * dtype(50)
+    if masks != "finite":
+        # Few, or there is not a number left in the weight's gradient to compare.
+        chosen = np.random.default_rng(4).permutation(np.flatnonzero(far))[:2]
+        if masks == "broken":
+            chosen = np.append(chosen[:1], np.flatnonzero(~far)[::97])
+        mask.flat[chosen] = np.resize(np.array([np.nan, np.inf], dtype), chosen.shape)
+    inputs = Inputs(case, dtype, offset=offset + shift, mask=mask)
+    host = {k: v.astype(np.float64) for k, v in inputs.host.items()}
+    with np.errstate(all="ignore"):
+        found = _oracle.backward(
+            *(host[name] for name in ("grad_output", "x", "offset", "weight")),
+            *case.sampling[1:], case.groups, host["mask"],
+        )  # fmt: skip
+    expected = dict(zip(("x", "offset", "weight", "bias", "mask"), found, strict=True))
+    assert np.isfinite(expected["weight"]).any()
+    assert np.isfinite(expected["weight"]).all() == (masks == "finite")
+    whole = {name: on_host(each) for name, each in zip(GRADIENTS, inputs.backward(), strict=True)}
+    for name, each in whole.items():
+        assert agree(each, expected[name], NOISE[dtype]), name
+    parts = ("x",), ("offset",), ("mask",), ("offset", "mask"), ("weight",)
+    for count in range(4):
+        for chosen in itertools.combinations(parts, count):
+            needs = tuple(dict.fromkeys(itertools.chain(*chosen)))
+            found = inputs.backward(needs=needs)
+            for name, each in zip(GRADIENTS, found, strict=True):
+                assert (each is None) == (name not in needs)
+                if each is not None:
+                    # Sums of other roundings, and of halves: those of the columns.
+                    limit = NOISE[dtype] / 4
+                    assert agree(on_host(each), whole[name].astype(np.float64), limit), needs
 
 
 @pytest.mark.parametrize("function", ["forward", "backward"])
@@ -488,8 +571,9 @@ def test_memory_is_bounded_and_results_do_not_depend_on_it(cupy, case, chunks):
             budget = pixels * least  # twice what the pixels' columns take
             with recorded() as log:
                 ours, used = temporary_bytes(cupy, function, workspace_bytes=budget)
-            cut = names_of(log.launches).count("deform_im2col")
-            assert cut <= 2 * case.images * max(case.size[0] * case.size[1] // pixels, 1) + 2
+            names = names_of(log.launches)
+            cut = names.count("deform_im2col") + names.count("deform_backward")
+            assert 1 <= cut <= 2 * case.images * max(case.size[0] * case.size[1] // pixels, 1) + 2
             # One image's copies may come on top of half of the budget.
             above = max(image - budget // 2, 0)
             assert used <= budget + above + copies * weight + rest
@@ -550,10 +634,11 @@ def test_wide_indices_give_the_same(device, monkeypatch, number):
     wide = [inputs.forward(), *inputs.backward()]
     used = {macros.index for _, macros in _kernels.compiled() if macros not in before}
     assert used <= {"int64"}
-    for one, other in zip(narrow, wide, strict=True):
+    for at, (one, other) in enumerate(zip(narrow, wide, strict=True)):
         assert (one is None) == (other is None)
         if one is not None:
-            if dcn.name == "cupy":  # a GPU adds up in any order
+            # A GPU adds up in any order, and warps come apart at points outside the image.
+            if dcn.name == "cupy" or at == 1:
                 one, other = (on_host(each).astype(np.float64) for each in (one, other))
                 assert_close(one, other, NOISE[dtype])
             else:
@@ -568,7 +653,11 @@ def test_wide_indices_come_from_the_plan(cupy, own_kernels, monkeypatch):
     inputs.forward()
     inputs.backward()
     wide = {name for name, macros in _kernels.compiled() if macros.index == "int64"}
-    assert wide == set(_kernels.FILES)
+    assert wide == WHOLE
+    for name in GRADIENTS:
+        inputs.backward(needs=(name,))
+    assert {macros.index for name, macros in _kernels.compiled() if name not in WHOLE} == {"int64"}
+    assert {name for name, _ in _kernels.compiled()} == set(_kernels.FILES)
 
 
 @pytest.mark.parametrize("far", [2**25, 2**29])
@@ -675,7 +764,7 @@ def test_grad_output_is_copied_chunk_by_chunk(cupy, view):
         ]
         # Once for the columns' gradient and once for the weight's, a chunk at a time.
         launches = names_of(log.launches)
-        assert len(copied) == 2 * launches.count("deform_im2col")
+        assert len(copied) == 2 * launches.count("deform_backward")
         assert sum(e.bytes_written for e in copied) == 2 * plain.nbytes
         assert_right(inputs, NOISE[np.float32], workspace_bytes=budget)
 
@@ -854,8 +943,8 @@ def test_a_layer_is_compiled_once(cupy, own_kernels, monkeypatch):
     inputs.forward()
     assert len(compilations.codes) == 2
     inputs.backward()
-    assert len(compilations.codes) == len(_kernels.compiled()) == 5
-    assert {name for name, _ in _kernels.compiled()} == set(_kernels.FILES)
+    assert len(compilations.codes) == len(_kernels.compiled()) == 4
+    assert {name for name, _ in _kernels.compiled()} == WHOLE
     inputs.forward()
     inputs.backward()
     # Neither batch nor sizes nor windows nor output channels are compiled in.
@@ -866,9 +955,24 @@ def test_a_layer_is_compiled_once(cupy, own_kernels, monkeypatch):
         other = Inputs(case)
         other.forward()
         other.backward(workspace_bytes=40 * least_workspace(other.backward))
-    assert len(compilations.codes) == 5
+    assert len(compilations.codes) == 4
     Inputs(PLAIN).forward()
-    assert len(compilations.codes) == 7
+    assert len(compilations.codes) == 6
+    # Some of the gradients alone have kernels of their own, the weight's the forward's.
+    sets = ("x",), ("offset",), ("mask",), ("weight",), ("bias",), ("offset", "mask")
+    Inputs(PLAIN).backward()
+    before = len(compilations.codes)
+    assert before == 8
+    counts = []
+    for needs in sets:
+        Inputs(PLAIN).backward(needs=needs)
+        counts.append(len(compilations.codes) - before)
+    assert counts == [1, 2, 2, 2, 2, 2]
+    joint = ("x", "offset"), ("x", "mask"), ("x", "weight"), ("weight", "mask"), GRADIENTS
+    for needs in joint:
+        Inputs(PLAIN).backward(needs=needs)
+        counts.append(len(compilations.codes) - before)
+    assert counts[len(sets) :] == [3, 3, 4, 5, 5]
 
 
 def test_threads_compile_a_kernel_once(cupy, own_kernels, monkeypatch):
@@ -918,8 +1022,9 @@ def test_loops_are_unrolled_by_powers_of_two():
     counts = []
     for path in sorted(_kernels.folder().glob("*.cu*")):
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-            if "#pragma unroll" in line:
-                found = [int(n) for n in re.findall(r"\d+", line.partition("unroll")[2])]
+            unrolled = re.search(r"#pragma unroll(.*)|\bUNROLLED = (.*)", line)
+            if unrolled:
+                found = [int(n) for n in re.findall(r"\d+", unrolled[0])]
                 assert all(n & (n - 1) == 0 for n in found), f"{path.name}:{number}: {line}"
                 counts += found
     assert counts
@@ -987,7 +1092,17 @@ FAULTS = [Fault(*row) for row in (
      "* geometry.out_width + row_of(pixel)"),
     ("geometry.cuh", "groups of columns not apart", "(tile.image * GROUPS * geometry.column_pixels",
      "(tile.image * geometry.column_pixels"),
-    ("geometry.cuh", "all groups in the first", "index_t(channel / GROUP_CHANNELS)", "index_t(0)"),
+    ("geometry.cuh", "all groups in the first", "index_t(unsigned(channel) / GROUP_CHANNELS)",
+     "index_t(0)"),
+    ("geometry.cuh", "channels of a group counted on", "unsigned(channel) % GROUP_CHANNELS;",
+     "unsigned(channel);"),
+    ("geometry.cuh", "groups never cut", "GROUP_CHANNELS % SHARED_CHANNELS == 0;", "true;"),
+    ("geometry.cuh", "columns of another deformable group",
+     "UNCUT ? at : column_of_channel(geometry, tile.group * SHARED_CHANNELS + channel)",
+     "UNCUT ? at : column_of_channel(geometry, channel)"),
+    ("geometry.cuh", "lanes begin in one place",
+     "column_of_channel(geometry, tile.group * SHARED_CHANNELS + lane * VECTOR)",
+     "column_of_channel(geometry, tile.group * SHARED_CHANNELS)"),
     ("geometry.cuh", "taps of a lane left out", "tap < taps; tap += LANES",
      "tap < taps; tap += 2 * LANES"),
 
@@ -1071,31 +1186,116 @@ FAULTS = [Fault(*row) for row in (
      "compute_t factor = 1"),
     ("deform_col2im.cu", "the first image for all", "tile.image * layout.count * CHANNELS", "0"),
 
-    ("deform_coord_grad.cu", "dots of other lanes", "give0 = upper ? dots[0] : dots[2]",
-     "give0 = upper ? dots[2] : dots[0]"),
-    ("deform_coord_grad.cu", "half of the lanes left out",
-     "dots[0] += __shfl_xor_sync(members, dots[0], 4);", ""),
-    ("deform_coord_grad.cu", "lanes of other pixels expected",
-     "((1u << LANES) - 1) << (threadIdx.x % 32 / LANES * LANES)", "0xffffffffu"),
-    ("deform_coord_grad.cu", "totals in another order", "lane % 2 * 2 + lane / 2 % 2", "lane % 4"),
+    ("deform_coord_grad.cu", "one corner twice", "dots[1] += value * widen(v01",
+     "dots[1] += value * widen(v00"),
+    ("deform_coord_grad.cu", "points outside differentiated", "y.inside && x.inside ?",
+     "y.inside ?"),
+    ("deform_coord_grad.cu", "corners of weight 0 skipped", "if (cell < 0)", "if (cell <= 0)"),
     ("deform_coord_grad.cu", "no barrier before dots",
      "        });\n        __syncthreads();\n        if (tile", "        });\n        if (tile"),
     ("deform_coord_grad.cu", "no barrier before gradients",
      "        }\n        __syncthreads();\n", "        }\n"),
     ("deform_coord_grad.cu", "no barrier between rounds of taps",
      "if (first_tap + TAPS_AT_ONCE < TAPS) {\n            __syncthreads();\n        }", ""),
-    ("deform_coord_grad.cu", "the derivative by y for that by x", "narrow(by_x, to[plane])",
-     "narrow(by_y, to[plane])"),
-    ("deform_coord_grad.cu", "dx in the place of dy", "narrow(by_y, to[0])",
-     "narrow(by_y, to[plane])"),
-    ("deform_coord_grad.cu", "points outside unwritten", "            if (grad_offset) {",
-     "            if (grad_offset && cells[slot] >= 0) {"),
-    ("deform_coord_grad.cu", "a sign", "x * (dot.at[3] - dot.at[1])",
-     "x * (dot.at[1] - dot.at[3])"),
-    ("deform_coord_grad.cu", "the mask's gradient times the mask", "by_mask = (1 - y)",
-     "by_mask = factor * (1 - y)"),
+    ("deform_coord_grad.cu", "totals of another slot", "totals[pixel * TAPS_AT_ONCE + tap]",
+     "totals[pixel * TAPS_AT_ONCE]"),
+    ("deform_coord_grad.cu", "points outside have dots", "cells[slot] >= 0, totals + slot",
+     "true, totals + slot"),
+    ("deform_coord_grad.cu", "masks of the first round again",
+     "fractions[1][slot], first_tap + tap,", "fractions[1][slot], tap,"),
     ("deform_coord_grad.cu", "a fraction for the other", "fractions[1][slot] = x.fraction",
      "fractions[1][slot] = y.fraction"),
+
+    ("dots.cuh", "dots of other lanes", "give0 = upper ? dots[0] : dots[2]",
+     "give0 = upper ? dots[2] : dots[0]"),
+    ("dots.cuh", "half of the lanes left out",
+     "dots[0] += __shfl_xor_sync(members, dots[0], 4);", ""),
+    ("dots.cuh", "lanes of other pixels expected",
+     "((1u << LANES) - 1) << (threadIdx.x % 32 / LANES * LANES)", "0xffffffffu"),
+    ("dots.cuh", "totals in another order", "lane % 2 * 2 + lane / 2 % 2", "lane % 4"),
+    ("dots.cuh", "two lanes' totals in one place", "LANES == 2 ? lane * 2", "LANES == 2 ? lane"),
+    ("dots.cuh", "one of two totals unwritten", "(LANES > 2 ? 1 : 4 / LANES)",
+     "(LANES > 1 ? 1 : 4 / LANES)"),
+    ("dots.cuh", "totals by all lanes", "if (lane < 4) {", "if (true) {"),
+    ("dots.cuh", "the derivative by y for that by x", "narrow(by_x, to[plane])",
+     "narrow(by_y, to[plane])"),
+    ("dots.cuh", "dx in the place of dy", "narrow(by_y, to[0])", "narrow(by_y, to[plane])"),
+    ("dots.cuh", "points outside unwritten", "    if (grad_offset) {",
+     "    if (grad_offset && inside) {"),
+    ("dots.cuh", "the mask's points outside unwritten", "    if (grad_mask) {",
+     "    if (grad_mask && inside) {"),
+    ("dots.cuh", "dots of points outside", "    if (inside) {", "    if (true) {"),
+    ("dots.cuh", "a sign", "x * (s.at[3] - s.at[1])", "x * (s.at[1] - s.at[3])"),
+    ("dots.cuh", "the mask's gradient times the mask", "by_mask = (1 - y)",
+     "by_mask = factor * (1 - y)"),
+    ("dots.cuh", "offsets' gradient without the mask", "by_x = factor * (", "by_x = ("),
+    ("dots.cuh", "gradients of the first group", "index_t(tile.group) * TAPS + tap",
+     "index_t(tap)"),
+
+    ("deform_backward.cu", "columns stored before grad_columns are read",
+     "            const auto grad = load<VECTOR>(place);",
+     "            if (COLUMNS) { store(place, Vector<data_t, VECTOR>{}); }\n"
+     "            const auto grad = load<VECTOR>(place);"),
+    ("deform_backward.cu", "points outside keep grad_columns",
+     "                    store(column + in_column(geometry, tile, channel, at), outside);\n", ""),
+    ("deform_backward.cu", "0 outside whatever the mask",
+     "narrow(FACTORED ? factor * 0 : compute_t(0), outside", "narrow(compute_t(0), outside"),
+    ("deform_backward.cu", "columns without infinite masks",
+     "narrow(FACTORED ? factor * value : value", "narrow(value"),
+    ("deform_backward.cu", "grad_x without infinite masks",
+     "(FACTORED ? factor * weight.at[k] : weight.at[k])", "weight.at[k]"),
+    ("deform_backward.cu", "infinite masks unnoticed", "if (MASKED && factored)", "if (false)"),
+    ("deform_backward.cu", "factors of the first round again",
+     "value = sampler.factor(first_tap + tap)", "value = sampler.factor(tap)"),
+    ("deform_backward.cu", "points of the first round again", "planned.row(first_tap + tap)",
+     "planned.row(tap)"),
+    ("deform_backward.cu", "no mask", "compute_t factor = planned.factor(first_tap + tap)",
+     "compute_t factor = 1"),
+    ("deform_backward.cu", "points outside sampled", "y.inside && x.inside ?", "y.inside ?"),
+    ("deform_backward.cu", "points outside like all others", "if (cell < 0)", "if (false)"),
+    ("deform_backward.cu", "corners of weight 0 skipped", "if (cell < 0)", "if (cell <= 0)"),
+    ("deform_backward.cu", "no columns where they are wanted", "if (COLUMNS) {\n"
+     "                    store(place", "if (false) {\n                    store(place"),
+    ("deform_backward.cu", "corners read only for coordinates",
+     "if (GRAD_COORDINATES || COLUMNS)", "if (GRAD_COORDINATES)"),
+    ("deform_backward.cu", "corners read only for columns", "if (GRAD_COORDINATES || COLUMNS)",
+     "if (COLUMNS)"),
+    ("deform_backward.cu", "grad_x where none is wanted", "if (GRAD_X) {", "if (true) {"),
+    ("deform_backward.cu", "grad_x left out beside columns", "if (GRAD_X) {",
+     "if (GRAD_X && !COLUMNS) {"),
+    ("deform_backward.cu", "one corner twice", "v10 = load<VECTOR>(below + at)",
+     "v10 = load<VECTOR>(above + at)"),
+    ("deform_backward.cu", "the neighbour a channel away",
+     "v01 = load<VECTOR>(above + at + CHANNELS)", "v01 = load<VECTOR>(above + at + VECTOR)"),
+    ("deform_backward.cu", "the row below two rows below", "*below = above + pitch",
+     "*below = above + 2 * pitch"),
+    ("deform_backward.cu", "corners of grad_x mixed up",
+     "(k < 2 ? grad_above : grad_below) + at + k % 2 * CHANNELS",
+     "(k % 2 ? grad_below : grad_above) + at + k / 2 * CHANNELS"),
+    ("deform_backward.cu", "stored, not added", "add_atomically((k",
+     "[](compute_t *to, const compute_t (&values)[VECTOR]) {\n"
+     "for (int i = 0; i < VECTOR; ++i) to[i] += values[i]; }((k"),
+    ("deform_backward.cu", "dots of the columns", "dots[k] += wide[i] * corners[k]",
+     "dots[k] += weight.at[k] * corners[k]"),
+    ("deform_backward.cu", "dots not summed over lanes", "sum_over_lanes(dots, lane);", ""),
+    ("deform_backward.cu", "totals of another slot", "totals[slot]);",
+     "totals[pixel * TAPS_AT_ONCE]);"),
+    ("deform_backward.cu", "points outside have dots", "cells[slot] >= 0, totals + slot",
+     "true, totals + slot"),
+    ("deform_backward.cu", "a fraction for the other", "fractions[1][slot] = x.fraction",
+     "fractions[1][slot] = y.fraction"),
+    ("deform_backward.cu", "masks of the first round again",
+     "fractions[0][slot], fractions[1][slot], first_tap + tap,",
+     "fractions[0][slot], fractions[1][slot], tap,"),
+    ("deform_backward.cu", "no barrier before points are read",
+     "factored = __syncthreads_or(factored);", ""),
+    ("deform_backward.cu", "no barrier before gradients",
+     "        }\n        __syncthreads();\n        if (GRAD_COORDINATES)",
+     "        }\n        if (GRAD_COORDINATES)"),
+    ("deform_backward.cu", "a barrier for coordinates alone",
+     "        }\n        __syncthreads();\n        if (GRAD_COORDINATES) {",
+     "        }\n        if (GRAD_COORDINATES) {\n            __syncthreads();"),
+    ("deform_backward.cu", "the first image for all", "tile.image * layout.count * CHANNELS", "0"),
 )]  # fmt: skip
 
 
@@ -1108,6 +1308,13 @@ def infinite_mask(case):
     mask = case.arrays(np.float32)[4]
     mask[:, ::2, ::3, ::2] = np.inf
     return mask
+
+
+def broken_point(case):
+    """One point outside the image, with a mask that is no number: 0 times it is none either."""
+    _, offset, _, _, mask, _ = case.arrays(np.float32)
+    offset[0, 2:4, 1, 2], mask[0, 1, 1, 2] = 50, np.nan
+    return {"offset": offset, "mask": mask}
 
 
 def edges(case):
@@ -1153,6 +1360,7 @@ TRIALS = [
     trial(Case(2, 64, (4, 5), 2, (3, 3), deformable_groups=2, padding=(1, 1, 1, 1))),
     trial(VIEWED, x=VIEWS["reversed"](VIEWED.arrays(np.float32)[0])),
     trial(BROKEN_MASK, mask=infinite_mask(BROKEN_MASK)),
+    trial(BROKEN_MASK, **broken_point(BROKEN_MASK)),
     trial(SMALL, np.float64),
     trial(Case(2, 6, (5, 6), 2, (2, 2)), np.float32, "75"),
     trial(Case(2, 6, (5, 6), 2, (2, 2)), np.float32),
@@ -1163,6 +1371,13 @@ TRIALS = [
     trial(Case(1, 16, (4, 5), 1, (1, 1), spread=0.7), BFLOAT16, "75"),
     trial(TIES, BFLOAT16, "75", x=ties(TIES), offset=HALF_A_ROW.astype(BFLOAT16)),
 ]  # fmt: skip
+
+
+# All kernels of the backward, and the one in one pass with each set of its gradients.
+NEEDS = (
+    GRADIENTS, ("x",), ("offset", "mask"), ("weight",), ("x", "offset"), ("x", "weight"),
+    ("mask", "weight"),
+)  # fmt: skip
 
 
 def stage_columns(case, dtype, host):
@@ -1206,10 +1421,12 @@ def problem_of(number, monkeypatch):
                 return "wrong columns"
             # In chunks, too: several rows of one image each.
             for budget in (None, 24 * least_workspace(inputs.backward)):
-                found = inputs.backward(workspace_bytes=budget)
-                for name, one, other in zip(GRADIENTS, found, gradients, strict=True):
-                    if other is not None and not agree(on_host(one), other, NOISE[dtype]):
-                        return f"wrong gradient of {name}"
+                for needs in NEEDS:
+                    found = inputs.backward(workspace_bytes=budget, needs=needs)
+                    for name, one, other in zip(GRADIENTS, found, gradients, strict=True):
+                        due = name in needs and other is not None
+                        if due and not agree(on_host(one), other, NOISE[dtype]):
+                            return f"wrong gradient of {name} among {', '.join(needs)}"
         except Crime as crime:
             return f"{type(crime).__name__}: {crime.what}"
     return None
