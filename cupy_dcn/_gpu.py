@@ -97,4 +97,4 @@ def spread(
     workspaces: Sequence[Workspace],
 ) -> None:
     """Queue the chunks one after the other on the current stream."""
-    work(map(tiles.__getitem__, range(len(tiles))), workspaces[0])
+    work(tiles, workspaces[0])

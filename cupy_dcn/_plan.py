@@ -205,6 +205,9 @@ class Tiles:
     def __len__(self) -> int:
         return len(self.images) * len(self.rows) * len(self.columns)
 
+    def __iter__(self) -> Iterator[Tile]:
+        return map(self.__getitem__, range(len(self)))
+
     def __getitem__(self, index: int) -> Tile:
         index, column = divmod(index, len(self.columns))
         image, row = divmod(index, len(self.rows))

@@ -44,8 +44,7 @@ class Pullback:
         for images in self.plan.image_groups():
             with self.shared.scope():
                 image, grad_image = self._image(images), self._grad_image(images)
-                tiles = self.plan.tiles(images)
-                for tile in map(tiles.__getitem__, range(len(tiles))):
+                for tile in self.plan.tiles(images):
                     grad_weight = self._tile(tile, image, grad_image, grad_weight)
                 if grad_image is not None and self.grad_x is not None:
                     grad_image.write(self.grad_x)
