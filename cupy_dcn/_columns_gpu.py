@@ -18,6 +18,7 @@ from ._plan import Plan, Tile
 from ._plan_gpu import copy_cells
 from ._specialisation import (
     TILE_WIDTH,
+    TRANSPOSE_THREADS,
     VECTOR_BYTES,
     sampling_macros,
     transpose_macros,
@@ -25,7 +26,6 @@ from ._specialisation import (
 from ._workspace import Workspace
 
 NO_STRIDES = (0, 0, 0, 0)
-TRANSPOSE_THREADS = 256  # as in channels_last.cu
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,10 @@ class Image:
         self.values = workspace.empty(copy_shape(geometry, images), dtype)
         part = x[images]
         settings = launch_geometry(geometry, plan.index, x=element_strides(part))
-        _transpose("to_channels_last", geometry, plan.index, dtype, settings, part, self.values)
+        _transpose(
+            "to_channels_last", geometry, plan.index, dtype, settings, part, self.values,
+            copy_cells(geometry),
+        )  # fmt: skip
 
     def of_images(self, images: slice) -> Array:
         """Return the copies of some of the images."""
@@ -126,7 +129,10 @@ class GradImage:
         geometry, index = self.plan.geometry, self.plan.index
         settings = launch_geometry(geometry, index)
         into = grad_x[self.images]
-        _transpose("from_channels_last", geometry, index, self.dtype, settings, self.values, into)
+        _transpose(
+            "from_channels_last", geometry, index, self.dtype, settings, self.values, into,
+            geometry.height * geometry.width,
+        )  # fmt: skip
 
 
 def im2col(image: Image, samples: Samples) -> Array:
@@ -273,8 +279,9 @@ def _transpose(
     settings: Array,
     source: Array,
     target: Array,
+    pixels: int,
 ) -> None:
     macros = transpose_macros(geometry.channels, dtype, index)
-    blocks_a_cell = -(-geometry.channels // macros.transpose_channels)
-    grid = (-(-copy_cells(geometry) // macros.transpose_cells) * blocks_a_cell, 1, len(source))
+    blocks_a_pixel = -(-geometry.channels // (macros.vector * macros.block_vectors))
+    grid = (-(-pixels // macros.pixels) * blocks_a_pixel, 1, len(source))
     kernel(cupy_of(source), name, macros)(grid, (TRANSPOSE_THREADS,), (settings, source, target))

@@ -13,6 +13,8 @@ from ._geometry import Geometry
 
 VECTOR_BYTES = 16  # the widest load from sm_75 to sm_90, and twice that from sm_100
 MOST_LANES = 8  # 8 lanes * 16 bytes are one line of the cache
+TRANSPOSE_THREADS = 256  # of a block in channels_last.cu
+MOST_SIDE = 16  # of them at one pixel
 TILE_WIDTH = 8  # output pixels of a tile side by side, as in geometry.cuh
 # Of sampling points in shared memory: two or more blocks of any kernel fit beside each other.
 POINT_BYTES = 24 * 1024
@@ -68,8 +70,19 @@ class BackwardMacros(SamplingMacros):
 class TransposeMacros(Macros):
     """Macros of the kernels between an image and its channels-last copy; see channels_last.cu."""
 
-    transpose_channels: int
-    transpose_cells: int
+    vector: int
+    transpose_vectors: int
+    transpose_side: int
+
+    @property
+    def block_vectors(self) -> int:
+        """How many vectors of a pixel a block moves."""
+        return self.transpose_vectors * self.transpose_side
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels a block is at."""
+        return TRANSPOSE_THREADS // self.transpose_side
 
 
 def sampling_macros(
@@ -99,10 +112,14 @@ def sampling_macros(
 
 
 def transpose_macros(channels: int, dtype: np.dtype[Any], index: np.dtype[Any]) -> TransposeMacros:
-    """Specialise a transposing kernel: a block of up to 2048 elements, at most 256 cells wide."""
-    across = min(channels, 32)
-    cells = 64 * min(1 << (32 // across).bit_length() - 1, 4)
-    return TransposeMacros(type_name(dtype), index.name, channels, across, cells)
+    """Specialise a transposing kernel: a thread moves up to 64 bytes of a pixel's channels."""
+    vector = math.gcd(channels, VECTOR_BYTES // dtype.itemsize)
+    vectors = channels // vector
+    at_once = min(vectors, 4 * VECTOR_BYTES // (vector * dtype.itemsize))
+    side = 1
+    while side < MOST_SIDE and side * at_once < vectors:
+        side *= 2
+    return TransposeMacros(type_name(dtype), index.name, channels, vector, at_once, side)
 
 
 def vector_width(geometry: Geometry, itemsize: int) -> int:
