@@ -7,6 +7,8 @@ WORKERS ?= 2
 DEMO    ?= demo.png
 ARGS    ?=
 REPORT  ?= gpu-report.md
+RESULTS ?= docs
+PEERS   ?= yes
 
 ifeq ($(origin CUDA), command line)
 ifeq ($(filter 12 13 none,$(CUDA)),)
@@ -25,6 +27,13 @@ CUPY_12 = cuda12x-ctk
 TEST  = $(VENV)/bin/python
 DEMOS = $(VENV)-demo/bin/python
 BENCH = $(VENV)-bench/bin/python
+# The peers are beside CuPy where a GPU can time both. Elsewhere they are in an environment of their
+# own, for PyTorch holds NVRTC at a version that makes a few percent more instructions of the kernels.
+PEERED = $(filter-out no,$(PEERS))
+BESIDE = $(if $(filter %-ctk,$(CUPY)),$(PEERED))
+APART  = $(if $(BESIDE),,$(PEERED))
+COUNTED = $(VENV)-bench/.ready-$(CUPY)$(if $(BESIDE),-peers)
+TIMED   = $(if $(APART),$(VENV)-peers/.ready,$(COUNTED))
 
 .DEFAULT_GOAL = help
 .PHONY: help demo test lint kernels gpu-report bench figures clean
@@ -36,7 +45,9 @@ help: ## say what there is to make
 	@echo "PYTHON=... VENV=...  another interpreter, and where its virtual environment goes ($(VENV))"
 	@echo "CUDA=12, 13, none    the CuPy to test with, instead of what the driver is for (now: $(CUPY))"
 	@echo "WORKERS=...          test processes ($(WORKERS))"
-	@echo "ARGS=...             passed on to the demo, pytest or the benchmark, e.g. make test ARGS='-k offset'"
+	@echo "PEERS=no             benchmark without PyTorch and onnxruntime (several GB)"
+	@echo "RESULTS=...          where the benchmark's tables and plots go ($(RESULTS))"
+	@echo "ARGS=...             passed on to the demo, pytest or the CPU's benchmark, e.g. make test ARGS='-k offset'"
 
 demo: $(VENV)-demo/.ready ## warp a photograph and recover it; the figure goes to DEMO=demo.png; your own picture: ARGS=photo.jpg
 	$(DEMOS) -m cupy_dcn demo $(ARGS) -o $(DEMO)
@@ -57,15 +68,16 @@ kernels: $(VENV)/.ready-$(CUPY) ## compile the CUDA kernels for every architectu
 gpu-report: $(VENV)/.ready-$(CUPY) ## on a machine with a GPU: write what only it can show to REPORT=gpu-report.md
 	$(TEST) benchmarks/gpu_report.py -o $(REPORT) $(ARGS)
 
-bench: $(VENV)-bench/.ready ## time the CPU path beside its peers (installs PyTorch: several GB)
-	$(BENCH) benchmarks/cpu_peers.py $(ARGS)
+bench: $(sort $(if $(filter no-cupy,$(CUPY)),,$(COUNTED)) $(TIMED)) ## count the GPU path, and time it if there is a GPU; time the CPU path; both beside their peers
+	$(if $(filter no-cupy,$(CUPY)),@echo "The GPU path is left out: no CuPy",$(BENCH) benchmarks/gpu.py --results $(RESULTS))
+	$(dir $(TIMED))bin/python benchmarks/cpu_peers.py $(ARGS)
 
 figures: $(VENV)-demo/.ready ## draw the pictures of the documentation again
 	$(DEMOS) docs/figures.py
 	$(DEMOS) -m cupy_dcn demo -o docs/demo.jpg
 
 clean: ## remove the virtual environments, the caches and the demo's picture
-	rm -rf $(VENV) $(VENV)-demo $(VENV)-bench build dist $(DEMO)
+	rm -rf $(VENV) $(VENV)-demo $(VENV)-bench $(VENV)-peers build dist $(DEMO)
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -73,10 +85,11 @@ clean: ## remove the virtual environments, the caches and the demo's picture
 # environment whose making was cut short is made again from nothing.
 $(VENV)/.ready-$(CUPY): EXTRA = test$(if $(filter no-cupy,$(CUPY)),,$(comma)$(CUPY))
 $(VENV)-demo/.ready:    EXTRA = demo
-$(VENV)-bench/.ready:   EXTRA = bench
+$(COUNTED):             EXTRA = bench$(if $(BESIDE),$(comma)peers)$(if $(filter no-cupy,$(CUPY)),,$(comma)$(CUPY))
+$(VENV)-peers/.ready:   EXTRA = bench,peers
 comma = ,
 
-$(VENV)/.ready-$(CUPY) $(VENV)-demo/.ready $(VENV)-bench/.ready: pyproject.toml
+$(VENV)/.ready-$(CUPY) $(VENV)-demo/.ready $(COUNTED) $(VENV)-peers/.ready: pyproject.toml
 	@test -e $@ || { $(check_python) && echo "making $(@D) ($(EXTRA))" && $(PYTHON) -m venv --clear $(@D); }
 	@rm -f $@
 	@$(@D)/bin/python -m pip install --quiet --editable '.[$(EXTRA)]' || { $(explain); false; }

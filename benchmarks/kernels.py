@@ -17,7 +17,8 @@ import numpy as np
 
 from cupy_dcn import _kernels
 from cupy_dcn._geometry import Geometry
-from cupy_dcn._specialisation import sampling_macros, transpose_macros
+from cupy_dcn._order_gpu import may_pay
+from cupy_dcn._specialisation import Wants, order_macros, sampling_macros, transpose_macros
 
 try:  # loaded and held from here on: tests put a stand-in under CuPy's names for a while
     from cupy_backends.cuda.libs import nvrtc
@@ -30,8 +31,15 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"
 # Those of a RawModule in CuPy, and ptxas's account of its work.
 OPTIONS = ("-std=c++17", "-ftz=true", "--device-as-default-execution-space")
 VERBOSE = ("--ptxas-options=-v",)
-SAMPLING = ("deform_im2col", "deform_col2im", "deform_coord_grad", "deform_backward")
-ALL = (True, True, True)  # of what deform_backward can do
+WANTS = {
+    "deform_im2col": None,
+    "deform_col2im": Wants(grad_x=True),
+    "deform_coord_grad": Wants(grad_offset=True, grad_mask=True),
+    "deform_backward": Wants(True, True, True, True),
+    "deform_backward_sorted": Wants(True, True, True, True),
+}
+SAMPLING = tuple(WANTS)
+ORDERING = ("count_samples", "start_cells", "order_samples")
 TRANSPOSING = ("to_channels_last", "from_channels_last")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -67,18 +75,31 @@ class Layer(NamedTuple):
         about = f", {self.about}" if self.about else ""
         return f"{self.dtype}, {self.kernel}x{self.kernel}, {self.channels} channels{about}"
 
-    def macros(self, name):
-        """Return the macros of one of the kernels, as a call with such a layer makes them."""
-        dtype, index = dtype_of(self.dtype), np.dtype(self.index)
-        if name in TRANSPOSING:
-            return transpose_macros(self.channels, dtype, index)
+    @property
+    def geometry(self):
+        """A call with such a layer."""
         size, kernel, pad = 56, self.kernel, self.kernel // 2
-        geometry = Geometry(
+        return Geometry(
             1, self.channels, size, size, kernel, kernel, size, size, 1, 1, pad, pad, 1, 1,
             self.groups, self.deformable_groups,
         )  # fmt: skip
+
+    def has(self, name):
+        """Tell whether a call with such a layer can come to one of the kernels."""
+        ordered = name in ORDERING or name == "deform_backward_sorted"
+        return not ordered or (may_pay(self.geometry) and self.index == "int32")
+
+    def macros(self, name):
+        """Return the macros of one of the kernels, as a call with such a layer makes them."""
+        dtype, index, geometry = dtype_of(self.dtype), np.dtype(self.index), self.geometry
+        if name in TRANSPOSING:
+            return transpose_macros(geometry, dtype, index)
         offset = dtype_of(self.offset or self.dtype)
-        mask, wants = offset if self.masked else None, ALL if name == "deform_backward" else None
+        if name in ORDERING:
+            return order_macros(geometry, dtype, offset)
+        mask, wants = offset if self.masked else None, WANTS[name]
+        if wants is not None:
+            wants = wants._replace(grad_mask=wants.grad_mask and self.masked)
         return sampling_macros(geometry, dtype, offset, mask, index, wants)
 
 
@@ -132,13 +153,20 @@ def supported(architectures=ARCHITECTURES):
 
 def compile_source(source, options, architecture, name="kern.cu"):
     """Compile down to machine code; return the log of NVRTC and ptxas."""
+    return compile_to_machine_code(source, options, architecture, name)[0]
+
+
+def compile_to_machine_code(source, options, architecture, name="kern.cu"):
+    """Return the log of NVRTC and ptxas, the PTX and the cubin."""
     program = nvrtc.createProgram(source, name, (), ())
     try:
         nvrtc.compileProgram(program, (*OPTIONS, *VERBOSE, f"-arch={architecture}", *options))
     except nvrtc.NVRTCError:
         raise CompileError(nvrtc.getProgramLog(program)) from None
     else:
-        return nvrtc.getProgramLog(program)
+        log, ptx = nvrtc.getProgramLog(program), nvrtc.getPTX(program)
+        # CuPy takes it for a C string, and its last byte for the end.
+        return log, ptx.rstrip(b"\0").decode(), nvrtc.getCUBIN(program) + b"\0"
     finally:
         nvrtc.destroyProgram(program)
 
@@ -170,9 +198,9 @@ def warnings_in(log):
 
 def rows(architectures, layers=COMMON + OTHERS):
     """Yield for every kernel and layer: both, and its usage for every architecture."""
-    for name in (*SAMPLING, *TRANSPOSING):
+    for name in (*SAMPLING, *ORDERING, *TRANSPOSING):
         done = set()
-        for layer in layers:
+        for layer in filter(lambda layer, name=name: layer.has(name), layers):
             macros = layer.macros(name)
             if macros not in done:  # the transposing kernels differ in less
                 done.add(macros)
@@ -186,6 +214,8 @@ def cells(name, layer, usages):
     size, about = f"{layer.kernel}x{layer.kernel}", layer.about
     if name in TRANSPOSING:  # which depend on less
         size, about = "", "" if layer.index == "int32" else layer.index
+    if name in ORDERING:
+        about = f"offset {layer.offset}" if layer.offset else ""
     return (name, layer.dtype, size, str(layer.channels), about, *map(str, usages), shared)
 
 

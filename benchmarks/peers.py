@@ -1,22 +1,19 @@
 """The same operator in other libraries, each case as a call without arguments."""
 
+import importlib
 import os
-import sys
 
 
-def require_peers():
-    """Import all the peers; a missing one ends the program and says where they come from."""
+def missing_peer():
+    """Import all the peers; return which one is missing and where they come from."""
     # PyTorch's idle threads would go on spinning into the next call that is timed.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        import onnx
-        import onnxruntime
-        import threadpoolctl
-        import torch
-        import torchvision
+        for name in ("onnx", "onnxruntime", "torch", "torchvision"):
+            importlib.import_module(name)
     except ImportError as error:
-        sys.exit(f"{error}: the peers come with the extra `bench`: pip install -e '.[bench]'")
-    return onnx, onnxruntime, threadpoolctl, torch, torchvision
+        return f"{error}: the peers come with the extra `peers`: pip install -e '.[bench,peers]'"
+    return None
 
 
 def onnxruntime_forward(case, threads):

@@ -19,78 +19,91 @@
 constexpr int THREADS = 256;
 constexpr int ALONG = 16;  // threads at neighbouring pixels
 constexpr int AT_ONCE = THREADS / TRANSPOSE_SIDE;  // pixels of a block
-constexpr int VECTORS = CHANNELS / VECTOR;
+constexpr int CELL_VECTORS = COPY_CHANNELS / VECTOR;
 constexpr int BLOCK_VECTORS = TRANSPOSE_VECTORS * TRANSPOSE_SIDE;
-constexpr int BLOCKS_A_CELL = (VECTORS + BLOCK_VECTORS - 1) / BLOCK_VECTORS;
+constexpr int BLOCKS_A_CELL = (CELL_VECTORS + BLOCK_VECTORS - 1) / BLOCK_VECTORS;
 
 // What a thread moves: every TRANSPOSE_SIDE-th vector of channels of one pixel.
-struct Part {
+struct Slice {
     index_t image;  // signed, as strides are
     unsigned_t pixel;
-    int first;  // vector
+    int first;  // channel of the copy
 
-    __device__ Part()
+    __device__ Slice()
         : image(blockIdx.z),
           pixel(unsigned_t(blockIdx.x / BLOCKS_A_CELL) * AT_ONCE +
                 threadIdx.x / (ALONG * TRANSPOSE_SIDE) * ALONG + threadIdx.x % ALONG),
-          first(blockIdx.x % BLOCKS_A_CELL * BLOCK_VECTORS + threadIdx.x / ALONG % TRANSPOSE_SIDE) {}
+          first((blockIdx.x % BLOCKS_A_CELL * BLOCK_VECTORS +
+                 threadIdx.x / ALONG % TRANSPOSE_SIDE) *
+                VECTOR) {}
 
-    // move(at), where at counts vectors from the thread's first one.
+    // move(at, channel, count): a vector at so many elements from the thread's first one, the channel of
+    // x that it begins with, also counted from there, and how many of its channels x has.
     template <typename Move>
     __device__ void each_vector(Move move) const {
 #pragma unroll
         for (int i = 0; i < TRANSPOSE_VECTORS; ++i) {
-            if (VECTORS % BLOCK_VECTORS == 0 || first + i * TRANSPOSE_SIDE < VECTORS) {
-                move(i * TRANSPOSE_SIDE);
+            const int at = i * TRANSPOSE_SIDE * VECTOR, channel = first + at;
+            if (CELL_VECTORS % BLOCK_VECTORS == 0 || channel < COPY_CHANNELS) {
+                move(at, channel_of(channel) - channel_of(first),
+                     PADDED ? min(SHARED_CHANNELS - channel % COPY_SHARED, VECTOR) : VECTOR);
             }
         }
+    }
+    // The channel of x that a channel of the copy is.
+    __device__ static int channel_of(int channel) {
+        return channel - channel / COPY_SHARED * (COPY_SHARED - SHARED_CHANNELS);
     }
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     to_channels_last(const Geometry geometry, const data_t *__restrict__ x,
                      data_t *__restrict__ image) {
-    const Part part;
-    const unsigned_t pitch = geometry.width + 1, cells = Cells(geometry).count;
-    if (part.pixel >= cells) {
+    const Slice slice;
+    const unsigned_t pitch = geometry.width + 1, cells = (geometry.height + 3) * pitch;
+    if (slice.pixel >= cells) {
         return;
     }
-    const unsigned_t above = part.pixel / pitch;
-    const index_t row = index_t(above) - 1, column = index_t(part.pixel - above * pitch) - 1;
+    const unsigned_t above = slice.pixel / pitch;
+    const index_t row = index_t(above) - 1, column = index_t(slice.pixel - above * pitch) - 1;
     const bool inside = unsigned_t(row) < unsigned_t(geometry.height) && column >= 0;
-    x += part.image * geometry.x.image + index_t(part.first) * VECTOR * geometry.x.channel +
+    x += slice.image * geometry.x.image + slice.channel_of(slice.first) * geometry.x.channel +
          row * geometry.x.row + column * geometry.x.column;
-    image += (part.image * index_t(cells) + index_t(part.pixel)) * CHANNELS + part.first * VECTOR;
-    part.each_vector([&](int at) {
+    image += slice.image * geometry.copy_size + index_t(slice.pixel) * COPY_CHANNELS + slice.first;
+    slice.each_vector([&](int at, int channel, int count) {
         Vector<data_t, VECTOR> values{};
         if (inside) {
 #pragma unroll
             for (int i = 0; i < VECTOR; ++i) {
-                values.at[i] = x[index_t(at * VECTOR + i) * geometry.x.channel];
+                if (i < count) {
+                    values.at[i] = x[index_t(channel + i) * geometry.x.channel];
+                }
             }
         }
-        store(image + at * VECTOR, values);
+        store(image + at, values);
     });
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     from_channels_last(const Geometry geometry, const compute_t *__restrict__ grad_image,
                        data_t *__restrict__ grad_x) {
-    const Part part;
+    const Slice slice;
     const unsigned_t width = geometry.width, plane = unsigned_t(geometry.height) * width;
-    if (part.pixel >= plane) {
+    if (slice.pixel >= plane) {
         return;
     }
     // The pixel's cell comes after one row of the border and a column for each row.
-    const index_t cell = part.pixel + part.pixel / width + width + 2;
-    grad_image += (part.image * Cells(geometry).count + cell) * CHANNELS + part.first * VECTOR;
-    grad_x += (part.image * CHANNELS + index_t(part.first) * VECTOR) * index_t(plane) +
-              index_t(part.pixel);
-    part.each_vector([&](int at) {
-        const auto values = load<VECTOR>(grad_image + at * VECTOR);
+    const index_t cell = slice.pixel + slice.pixel / width + width + 2;
+    grad_image += slice.image * geometry.copy_size + cell * COPY_CHANNELS + slice.first;
+    grad_x += (slice.image * CHANNELS + slice.channel_of(slice.first)) * index_t(plane) +
+              index_t(slice.pixel);
+    slice.each_vector([&](int at, int channel, int count) {
+        const auto values = load<VECTOR>(grad_image + at);
 #pragma unroll
         for (int i = 0; i < VECTOR; ++i) {
-            narrow(values.at[i], grad_x[index_t(at * VECTOR + i) * index_t(plane)]);
+            if (i < count) {
+                narrow(values.at[i], grad_x[index_t(channel + i) * index_t(plane)]);
+            }
         }
     });
 }

@@ -4,90 +4,101 @@
 // sampling points, one each: four weights, mask included, and the cell they start from, into shared
 // memory. So coordinates are worked out once a point, not once a channel. Then LANES neighbouring
 // threads share a pixel and walk its taps: a lane reads VECTOR channels of the four corners at once from
-// the channels-last copy (16 bytes where C_in allows) and writes the column; LANES * 16 bytes are one
-// line of the cache. Channels beyond LANES * VECTOR are further steps with the point in registers.
+// the channels-last copy (16 bytes where there are as many) and writes the column; LANES * 16 bytes are
+// one line of the cache. Channels beyond LANES * VECTOR are further steps with the point in registers.
+// Where one vector holds all channels a thread is alone with its points, and keeps them in registers.
 //
 // Launch: grid (tiles along a row * DG, tiles along y, images), BLOCK threads. Bytes per column element:
 // written once; read four times from the caches, about once from memory.
 #include "bilinear.cuh"
 
-// FACTORED: a mask that is infinite, or no number, must multiply the sampled value, 0 outside included,
-// not its parts, which would be 0 * inf. Such points carry their plain weights and are multiplied here.
+// The channels of one point that are a lane's. FACTORED: factor multiplies what is sampled.
 template <bool FACTORED>
-__device__ void sample_pixel(const Geometry &geometry, const Tile &tile, const Sampler &sampler,
-                             const data_t *corner, const Weights *weights, const index_t *cells,
-                             data_t *column, int first_tap, int taps) {
-    const int pixel = threadIdx.x / LANES, lane = threadIdx.x % LANES;
-    const index_t pitch = Cells(geometry).pitch;
-    corner += tile.group * SHARED_CHANNELS + lane * VECTOR;
-    column += first_column(geometry, tile, pixel, lane) + index_t(first_tap) * GROUP_CHANNELS;
-    asm("" : "+l"(corner));
-    asm("" : "+l"(column));
-#pragma unroll(FACTORED ? 1 : 2)
-    for (int tap = 0; tap < taps; ++tap) {
-        const Weights weight = weights[pixel * TAPS_AT_ONCE + tap];
-        const data_t *above = corner + cells[pixel * TAPS_AT_ONCE + tap], *below = above + pitch;
-        compute_t factor = 1;
-        if (FACTORED) {
-            const compute_t value = sampler.factor(first_tap + tap);
-            factor = isfinite(value) ? compute_t(1) : value;
-        }
-        each_vector(lane, [&](int channel, int at) {
-            const auto v00 = load<VECTOR>(above + at), v01 = load<VECTOR>(above + at + CHANNELS);
-            const auto v10 = load<VECTOR>(below + at), v11 = load<VECTOR>(below + at + CHANNELS);
-            Vector<data_t, VECTOR> sampled;
+__device__ inline void sample(const Geometry &geometry, const Tile &tile, const Weights &weight,
+                              const data_t *above, index_t pitch, compute_t factor, data_t *column,
+                              int lane) {
+    const data_t *below = above + pitch;
+    each_vector(lane, [&](int channel, int at) {
+        const auto v00 = load<VECTOR>(above + at), v01 = load<VECTOR>(above + at + COPY_CHANNELS);
+        const auto v10 = load<VECTOR>(below + at), v11 = load<VECTOR>(below + at + COPY_CHANNELS);
+        Vector<data_t, VECTOR> sampled;
 #pragma unroll
-            for (int i = 0; i < VECTOR; ++i) {
-                compute_t value = weight.at[0] * widen(v00.at[i]);
-                value += weight.at[1] * widen(v01.at[i]);
-                value += weight.at[2] * widen(v10.at[i]);
-                value += weight.at[3] * widen(v11.at[i]);
-                narrow(FACTORED ? factor * value : value, sampled.at[i]);
-            }
-            store(column + index_t(tap) * GROUP_CHANNELS +
-                      in_column(geometry, tile, channel, at),
-                  sampled);
-        });
+        for (int i = 0; i < LIVE; ++i) {
+            compute_t value = weight.at[0] * widen(v00.at[i]);
+            value += weight.at[1] * widen(v01.at[i]);
+            value += weight.at[2] * widen(v10.at[i]);
+            value += weight.at[3] * widen(v11.at[i]);
+            narrow(FACTORED ? factor * value : value, sampled.at[i]);
+        }
+        store_column(geometry, tile, column, lane, channel, sampled);
+    });
+}
+
+// All points of a pixel that are held in shared memory.
+template <bool FACTORED>
+__device__ void sample_pixel(const Geometry &geometry, const Tile &tile, const mask_t *mask,
+                             const data_t *corner, const Weights *weights, const index_t *cells,
+                             data_t *column, const Part &part) {
+    // On the rare path nothing is worked out ahead of it.
+    const int thread = FACTORED ? kept(int(threadIdx.x)) : threadIdx.x;
+    const int pixel = unsigned(thread) / LANES, lane = unsigned(thread) % LANES;
+    const index_t pitch = Cells(geometry).pitch;
+    mask = mask_of(geometry, tile, mask, pixel) + part.first() * geometry.mask.channel;
+    column += first_column(geometry, tile, pixel, lane) + part.first() * tap_stride(geometry);
+    corner = kept(corner + lane * VECTOR);
+    column = kept(column);
+#pragma unroll(FACTORED ? 1 : TAPS <= 9 && TAPS_AT_ONCE == TAPS && STEPS <= 2 ? TAPS : 2)
+    for (int tap = 0; tap < part.taps(); ++tap) {
+        const int slot = pixel * TAPS_AT_ONCE + tap;
+        const compute_t factor =
+            FACTORED ? other_part(factor_at(mask + tap * geometry.mask.channel)) : compute_t(1);
+        sample<FACTORED>(geometry, tile, weights[slot], corner + cells[slot], pitch, factor,
+                         column + tap * tap_stride(geometry), lane);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK, 768 / BLOCK)
+extern "C" __global__ void __launch_bounds__(BLOCK, AT_LEAST_BLOCKS)
     deform_im2col(const Geometry geometry, const data_t *__restrict__ image,
                   const offset_t *__restrict__ offset, const mask_t *__restrict__ mask,
                   data_t *__restrict__ columns) {
-    __shared__ Weights weights[SAMPLES];
-    __shared__ index_t cells[SAMPLES];
     const Tile tile;
     const Cells layout(geometry);
-    const Sampler planned(geometry, tile, offset, mask, planned_pixel());
-    for (int first_tap = 0; first_tap < TAPS; first_tap += TAPS_AT_ONCE) {
-        const int taps = min(TAPS_AT_ONCE, TAPS - first_tap);
+    image = kept(image + tile.image * layout.size + tile.group * COPY_SHARED);
+    if constexpr (ALONE) {
+        const int pixel = threadIdx.x;
+        if (tile.holds(geometry, pixel)) {
+            data_t *column = columns + first_column(geometry, tile, pixel, 0);
+            const Step<data_t> tap_step(tap_stride(geometry));
+            each_tap(geometry, tile, offset, mask, [&](const Sampler &sampler) {
+                const Point point(sampler, layout, 1, layout.zero);
+                sample<true>(geometry, tile, point.weights, image + point.cell, layout.pitch,
+                             sampler.factor(), column, 0);
+                column = column + tap_step;
+            });
+        }
+        return;
+    }
+    __shared__ Weights weights[SAMPLES];
+    __shared__ index_t cells[SAMPLES];
+    each_part([&](const Part &part) {
         int factored = 0;
-        each_point(geometry, tile, taps, [&](int slot, int tap) {
-            const Coordinate y = planned.row(first_tap + tap), x = planned.column(first_tap + tap);
-            const bool inside = y.inside && x.inside;
-            compute_t factor = planned.factor(first_tap + tap);
-            if (!isfinite(factor)) {
-                factored = 1;
-                factor = 1;
-            }
-            weights[slot] = inside ? bilinear_weights(y.fraction, x.fraction, factor) : Weights{};
-            cells[slot] = inside ? layout.at(y.whole, x.whole) : layout.zero;
+        each_point(geometry, tile, part, offset, mask, [&](int slot, const Sampler &sampler) {
+            const compute_t factor = sampler.factor();
+            factored |= !isfinite(factor);
+            const Point point(sampler, layout, finite_part(factor), layout.zero);
+            weights[slot] = point.weights;
+            cells[slot] = point.cell;
         });
         factored = __syncthreads_or(factored);
         if (tile.holds(geometry, threadIdx.x / LANES)) {
-            const Sampler sampler(geometry, tile, offset, mask, threadIdx.x / LANES);
-            const data_t *from = image + tile.image * layout.count * CHANNELS;
             if (MASKED && factored) {
-                sample_pixel<true>(geometry, tile, sampler, from, weights, cells, columns,
-                                   first_tap, taps);
+                sample_pixel<true>(geometry, tile, mask, image, weights, cells, columns, part);
             } else {
-                sample_pixel<false>(geometry, tile, sampler, from, weights, cells, columns,
-                                    first_tap, taps);
+                sample_pixel<false>(geometry, tile, mask, image, weights, cells, columns, part);
             }
         }
-        if (first_tap + TAPS_AT_ONCE < TAPS) {
+        if (!part.last()) {
             __syncthreads();
         }
-    }
+    });
 }

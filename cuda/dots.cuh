@@ -4,62 +4,100 @@
 
 #include "bilinear.cuh"
 
-// Sums `dots` over the LANES threads of a pixel: thread `lane` is left with total `first_dot(lane)` in
-// dots[0], with two lanes also the next one in dots[1], alone with all four.
-__device__ inline int first_dot(int lane) {
-    return LANES == 1 ? 0 : LANES == 2 ? lane * 2 : lane % 2 * 2 + lane / 2 % 2;
-}
-__device__ inline void sum_over_lanes(compute_t (&dots)[4], int lane) {
-    // The lanes of one pixel alone: those of its neighbour may be at another tap, or have no pixel.
-    const unsigned members = ((1u << LANES) - 1) << (threadIdx.x % 32 / LANES * LANES);
-    if (LANES > 1) {
-        const bool upper = lane & 1;
-        const compute_t give0 = upper ? dots[0] : dots[2], give1 = upper ? dots[1] : dots[3];
-        dots[0] = (upper ? dots[2] : dots[0]) + __shfl_xor_sync(members, give0, 1);
-        dots[1] = (upper ? dots[3] : dots[1]) + __shfl_xor_sync(members, give1, 1);
-    }
-    if (LANES > 2) {
-        const bool upper = lane & 2;
-        const compute_t give = upper ? dots[0] : dots[1];
-        dots[0] = (upper ? dots[1] : dots[0]) + __shfl_xor_sync(members, give, 2);
-    }
-    if (LANES > 4) {
-        dots[0] += __shfl_xor_sync(members, dots[0], 4);
-    }
-}
-__device__ inline void store_total(const compute_t (&dots)[4], int lane, Weights &total) {
-    if (lane < 4) {
-#pragma unroll
-        for (int i = 0; i < (LANES > 2 ? 1 : 4 / LANES); ++i) {
-            total.at[first_dot(lane) + i] = dots[i];
+// Sums dots over the LANES threads of a pixel, by shuffles that halve the number of dots while they double
+// the number of lanes summed over. What depends on the lane alone is kept in registers.
+class LaneSums {
+  public:
+    __device__ explicit LaneSums(int lane)
+        // The lanes of one pixel: those of its neighbour may be at another tap, or have no pixel.
+        : members(kept(int(((1u << LANES) - 1) << (threadIdx.x % 32 / LANES * LANES)))),
+          odd(kept(lane & 1)),
+          second(kept(lane & 2)),
+          writes(lane < 4),
+          first(kept(LANES == 2 ? lane * 2 : lane % 2 * 2 + lane / 2 % 2)) {}
+
+    // ADDED: to totals of other channels. IN_PLACE: the totals take the place of the point's weights, once
+    // every lane has read them.
+    template <bool ADDED, bool IN_PLACE>
+    __device__ void sum(compute_t (&dots)[4], Weights &totals) const {
+        const compute_t give0 = odd ? dots[0] : dots[2], give1 = odd ? dots[1] : dots[3];
+        dots[0] = (odd ? dots[2] : dots[0]) + exchange<1>(members, give0);
+        dots[1] = (odd ? dots[3] : dots[1]) + exchange<1>(members, give1);
+        if (LANES > 2) {
+            const compute_t give = second ? dots[0] : dots[1];
+            dots[0] = (second ? dots[1] : dots[0]) + exchange<2>(members, give);
+        }
+        if (LANES > 4) {
+            dots[0] += exchange<4>(members, dots[0]);
+        }
+        if (IN_PLACE) {
+            __syncwarp(members);
+        }
+        if (ADDED && (LANES <= 4 || writes)) {
+            dots[0] += totals.at[first];
+            dots[1] += LANES == 2 ? totals.at[first + 1] : 0;
+        }
+        if (LANES == 2) {
+            store(totals.at + first, Vector<compute_t, 2>{dots[0], dots[1]});
+        } else if (LANES == 4 || writes) {
+            totals.at[first] = dots[0];
         }
     }
-}
 
-// Writes the gradients of one point; outside the image they are 0 and there are no dots.
-__device__ inline void write_coordinates(const Geometry &geometry, const Tile &tile,
-                                         const Sampler &sampler, bool inside, const Weights *dot,
-                                         compute_t y, compute_t x, int tap, offset_t *grad_offset,
-                                         mask_t *grad_mask) {
-    constexpr index_t MASK_CHANNELS = index_t(DEFORMABLE_GROUPS) * TAPS;
-    const index_t plane = geometry.out_height * geometry.out_width;
-    compute_t by_y = 0, by_x = 0, by_mask = 0;
-    if (inside) {
-        const Weights s = *dot;
-        const compute_t factor = sampler.factor(tap);
-        by_y = factor * ((1 - x) * (s.at[2] - s.at[0]) + x * (s.at[3] - s.at[1]));
-        by_x = factor * ((1 - y) * (s.at[1] - s.at[0]) + y * (s.at[3] - s.at[2]));
-        by_mask = (1 - y) * ((1 - x) * s.at[0] + x * s.at[1]) + y * ((1 - x) * s.at[2] + x * s.at[3]);
+  private:
+    const unsigned members;
+    const int odd, second;
+    const bool writes;
+    const int first;  // of the dots that the lane is left with
+};
+
+// Gradients of one sampling point; outside the image they are 0.
+struct CoordinateGradients {
+    compute_t y = 0, x = 0, mask = 0;
+
+    __device__ void set(const Weights &s, compute_t fy, compute_t fx, compute_t factor) {
+        y = factor * ((1 - fx) * (s.at[2] - s.at[0]) + fx * (s.at[3] - s.at[1]));
+        x = factor * ((1 - fy) * (s.at[1] - s.at[0]) + fy * (s.at[3] - s.at[2]));
     }
-    const index_t channel = index_t(tile.group) * TAPS + tap;
-    if (grad_offset) {
-        offset_t *to = grad_offset + 2 * channel * plane +
-                       tile.in_output(geometry, 2 * MASK_CHANNELS, planned_pixel());
-        narrow(by_y, to[0]);
-        narrow(by_x, to[plane]);
+    __device__ void set_mask(const Weights &s, compute_t fy, compute_t fx) {
+        mask = (1 - fy) * ((1 - fx) * s.at[0] + fx * s.at[1]) +
+               fy * ((1 - fx) * s.at[2] + fx * s.at[3]);
     }
-    if (grad_mask) {
-        narrow(by_mask, grad_mask[channel * plane +
-                                  tile.in_output(geometry, MASK_CHANNELS, planned_pixel())]);
+};
+
+// Where those of one output pixel go, tap after tap.
+class CoordinateWriter {
+  public:
+    __device__ CoordinateWriter(const Geometry &geometry, const Tile &tile, offset_t *grad_offset,
+                                mask_t *grad_mask, int pixel, int tap)
+        : offset_step(plane(geometry)),
+          mask_step(plane(geometry)),
+          grad_offset(grad_offset + tile.in_output(geometry, 2 * MASK_CHANNELS, pixel) +
+                      2 * (tile.group * TAPS + tap) * plane(geometry)),
+          grad_mask(grad_mask + tile.in_output(geometry, MASK_CHANNELS, pixel) +
+                    (tile.group * TAPS + tap) * plane(geometry)) {}
+
+    __device__ void write(const CoordinateGradients &gradients) {
+        if (GRAD_OFFSET) {
+            narrow(gradients.y, *grad_offset);
+            grad_offset = grad_offset + offset_step;
+            narrow(gradients.x, *grad_offset);
+            grad_offset = grad_offset + offset_step;
+        }
+        if (GRAD_MASK) {
+            narrow(gradients.mask, *grad_mask);
+            grad_mask = grad_mask + mask_step;
+        }
     }
-}
+
+  private:
+    static constexpr index_t MASK_CHANNELS = index_t(DEFORMABLE_GROUPS) * TAPS;
+    const Step<offset_t> offset_step;
+    const Step<mask_t> mask_step;
+    offset_t *grad_offset;
+    mask_t *grad_mask;
+
+    __device__ static index_t plane(const Geometry &geometry) {
+        return geometry.out_height * geometry.out_width;
+    }
+};

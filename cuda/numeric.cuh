@@ -38,6 +38,15 @@ struct Unsigned<int64> {
 };
 
 template <typename T>
+struct Bytes {
+    typedef char type;
+};
+template <typename T>
+struct Bytes<const T> {
+    typedef const char type;
+};
+
+template <typename T>
 struct Compute {
     typedef float type;
 };
@@ -52,6 +61,12 @@ typedef MASK_DATA mask_t;
 typedef Compute<data_t>::type compute_t;
 typedef INDEX index_t;
 typedef Unsigned<index_t>::type unsigned_t;
+
+// A number that the compiler knows, as an argument.
+template <int N>
+struct Constant {
+    static constexpr int value = N;
+};
 
 // The floor as an index. Beyond the index type it saturates; NaN gives 0.
 template <typename T>
@@ -102,38 +117,85 @@ __device__ inline void store(T *to, const Vector<T, N> &values) {
     *reinterpret_cast<Vector<T, N> *>(to) = values;
 }
 
-// Adds N consecutive values to memory that other threads add to as well. From sm_90 on (CUDA 12.1) four
-// floats, or two, are one reduction; it is written out, since atomicAdd of a float4 returns the sum
-// it replaces. Below, and for double, each is its own.
-template <int N>
-__device__ inline void add_atomically(float *to, const float (&values)[N]) {
+// A value that is kept in a register as it is: left alone, the compiler derives it anew from its parts at
+// each use.
+__device__ inline int32 kept(int32 value) {
+    asm("" : "+r"(value));
+    return value;
+}
+__device__ inline int64 kept(int64 value) {
+    asm("" : "+l"(value));
+    return value;
+}
+template <typename T>
+__device__ inline T *kept(T *global) {
+    size_t address = __cvta_generic_to_global(global);
+    asm("" : "+l"(address));
+    return static_cast<T *>(__cvta_global_to_generic(address));
+}
+
+// How far a pointer steps, in bytes and kept: in elements it would be widened and multiplied at each step.
+template <typename T>
+struct Step {
+    int64 bytes;
+
+    __device__ explicit Step(index_t elements) : bytes(kept(int64(elements) * int64(sizeof(T)))) {}
+
+    __device__ friend T *operator+(T *from, Step step) {
+        typedef typename Bytes<T>::type bytes_t;
+        return reinterpret_cast<T *>(reinterpret_cast<bytes_t *>(from) + step.bytes);
+    }
+};
+
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && \
     __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1201
-    constexpr int WIDTH = N % 4 == 0 ? 4 : N % 2 == 0 ? 2 : 1;
+constexpr bool REDUCES_VECTORS = true;
 #else
-    constexpr int WIDTH = 1;
+constexpr bool REDUCES_VECTORS = false;
 #endif
-#pragma unroll
-    for (int i = 0; i < N; i += WIDTH) {
-        if constexpr (WIDTH == 4) {
-            asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(
-                             __cvta_generic_to_global(to + i)),
-                         "f"(values[i]), "f"(values[i + 1]), "f"(values[i + 2]), "f"(values[i + 3])
-                         : "memory");
-        } else if constexpr (WIDTH == 2) {
-            asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(
-                             __cvta_generic_to_global(to + i)),
-                         "f"(values[i]), "f"(values[i + 1])
-                         : "memory");
-        } else {
-            atomicAdd(to + i, values[i]);
-        }
+
+// Adds N consecutive values to memory that other threads add to as well, AT elements behind `to`, and that
+// the kernel does not read. From sm_90 on (CUDA 12.1) four floats, or two, are one reduction; it is
+// written out, since atomicAdd of a float4 returns the sum it replaces. Below, and for double, each is
+// its own. AT is part of the instruction.
+template <int AT, int FIRST = 0, int N>
+__device__ inline void add_atomically(float *to, const float (&values)[N]) {
+    constexpr int WIDTH = !REDUCES_VECTORS ? 1 : N % 4 == 0 ? 4 : N % 2 == 0 ? 2 : 1;
+    if constexpr (WIDTH == 4) {
+        asm volatile("red.global.add.v4.f32 [%0 + %5], {%1, %2, %3, %4};" ::"l"(
+                         __cvta_generic_to_global(to)),
+                     "f"(values[FIRST]), "f"(values[FIRST + 1]), "f"(values[FIRST + 2]),
+                     "f"(values[FIRST + 3]), "n"((AT + FIRST) * 4));
+    } else if constexpr (WIDTH == 2) {
+        asm volatile("red.global.add.v2.f32 [%0 + %3], {%1, %2};" ::"l"(
+                         __cvta_generic_to_global(to)),
+                     "f"(values[FIRST]), "f"(values[FIRST + 1]), "n"((AT + FIRST) * 4));
+    } else {
+        atomicAdd(to + AT + FIRST, values[FIRST]);
+    }
+    if constexpr (FIRST + WIDTH < N) {
+        add_atomically<AT, FIRST + WIDTH>(to, values);
     }
 }
-template <int N>
+template <int AT, int N>
 __device__ inline void add_atomically(double *to, const double (&values)[N]) {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-        atomicAdd(to + i, values[i]);
+        atomicAdd(to + AT + i, values[i]);
     }
+}
+
+// What the lane that differs in bit DISTANCE has. Written out for float: the intrinsic moves it between
+// registers of integers and of floats.
+template <int DISTANCE>
+__device__ inline float exchange(unsigned members, float value) {
+    float other;
+    asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, %3;"
+                 : "=f"(other)
+                 : "f"(value), "n"(DISTANCE), "r"(members));
+    return other;
+}
+template <int DISTANCE>
+__device__ inline double exchange(unsigned members, double value) {
+    return __shfl_xor_sync(members, value, DISTANCE);
 }

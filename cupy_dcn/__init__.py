@@ -2,6 +2,8 @@
 
 deform_conv2d, deform_conv2d_backward
     The operator and its gradients, on NumPy or CuPy arrays.
+Plan
+    The operator prepared once for many calls on arrays of one shape.
 pack_offset, unpack_offset, sampling_grid
     The layout of offsets, and where a kernel samples.
 deform_im2col, deform_col2im, deform_coord_grad
@@ -14,14 +16,17 @@ plot.draw_sampling
 
 from . import plot as plot
 from ._columns import deform_col2im, deform_coord_grad, deform_im2col
+from ._prepared import Gradients
 from ._warmup import warmup
-from .functional import Gradients, deform_conv2d, deform_conv2d_backward
+from .functional import deform_conv2d, deform_conv2d_backward
 from .offsets import pack_offset, sampling_grid, unpack_offset
+from .plan import Plan
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Gradients",
+    "Plan",
     "deform_col2im",
     "deform_conv2d",
     "deform_conv2d_backward",

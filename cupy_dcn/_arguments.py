@@ -7,7 +7,7 @@ Each message says what was expected, as a formula with its numbers, what came, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,6 @@ from ._arrays import (
 from ._attributes import came, counted, geometry_of, integer, kernel_pair
 from ._geometry import Geometry
 
-DEFAULT_WORKSPACE = 64 * 2**20
 GRADIENTS = ("x", "offset", "weight", "bias", "mask")
 OUTPUT_FORMULA = "floor((size + padding - (dilation*(kernel - 1) + 1)) / stride) + 1"
 
@@ -40,7 +39,12 @@ class Arguments:
     bias: Array | None
     mask: Array | None
     geometry: Geometry
-    workspace_bytes: int
+    workspace_bytes: int | None
+
+    def arrays(self, *others: Array) -> list[Array]:
+        """Return those arrays of the call that there are, and others."""
+        given = (self.x, self.offset, self.weight, self.bias, self.mask, *others)
+        return [array for array in given if array is not None]
 
 
 def validate(
@@ -61,12 +65,12 @@ def validate(
     x_ = require_array("x", x, "(N, C_in, H, W)")
     weight_ = require_array("weight", weight, "(C_out, C_in/groups, KH, KW)")
     require_dtype("weight", weight_, x_)
-    kernel = kernel_pair(weight_.shape[2:], f"weight has shape {weight_.shape}")
-    geometry = geometry_of(x_.shape, kernel, stride, padding, dilation, deformable_groups, groups)
-    _check_weight(weight_, geometry)
+    geometry = layer_geometry(
+        x_.shape, weight_, stride, padding, dilation, deformable_groups, groups
+    )
     offset_ = check_offset(offset, geometry, x_.dtype)
     mask_ = None if mask is None else check_mask(mask, geometry, x_.dtype)
-    bias_ = None if bias is None else _check_bias(bias, weight_, x_)
+    bias_ = None if bias is None else check_bias(bias, weight_)
     return Arguments(x_, offset_, weight_, bias_, mask_, geometry, check_workspace(workspace_bytes))
 
 
@@ -79,7 +83,18 @@ def require_dtype(name: str, array: Array, x: Array, like: str = "x") -> None:
         )
 
 
-def _check_weight(weight: Array, geometry: Geometry) -> None:
+def layer_geometry(
+    x_shape: tuple[int, ...],
+    weight: Array,
+    stride: object,
+    padding: object,
+    dilation: object,
+    deformable_groups: object,
+    groups: object,
+) -> Geometry:
+    """Return the geometry of a weight's layer on x, the weight being checked to fit."""
+    kernel = kernel_pair(weight.shape[2:], f"weight has shape {weight.shape}")
+    geometry = geometry_of(x_shape, kernel, stride, padding, dilation, deformable_groups, groups)
     out_channels, per_group = weight.shape[:2]
     if per_group != geometry.group_channels:
         raise ValueError(
@@ -92,6 +107,7 @@ def _check_weight(weight: Array, geometry: Geometry) -> None:
             f"weight has {counted(out_channels, 'output channel')}, expected a positive multiple of"
             f" groups = {geometry.groups}; every group makes C_out/groups of them"
         )
+    return geometry
 
 
 def check_offset(
@@ -147,9 +163,10 @@ def _check_samples(
     return array
 
 
-def _check_bias(bias: object, weight: Array, x: Array) -> Array:
+def check_bias(bias: object, weight: Array) -> Array:
+    """Check a bias (C_out,) beside its weight, which has x's dtype."""
     array = require_array("bias", bias, "(C_out,)", ", and a mask goes by name: mask=mask")
-    require_dtype("bias", array, x)
+    require_dtype("bias", array, weight)
     if array.shape != weight.shape[:1]:
         raise ValueError(
             f"bias has shape {array.shape}, expected (C_out,) = ({weight.shape[0]},);"
@@ -214,36 +231,54 @@ def check_grad_columns(grad_columns: Array, geometry: Geometry) -> None:
 
 def check_out(out: object, arguments: Arguments) -> Array:
     """Check an array given to hold the result: its shape, dtype, layout and memory."""
-    expected = out_shape(arguments)
-    require_one_library({"out": out, "x": arguments.x})
-    library = library_of(arguments.x)
+    sources = {name: getattr(arguments, name) for name in GRADIENTS}
+    shape, axes = out_shape(arguments), "(N, C_out, OH, OW)"
+    formula = f"{axes} = {shape}, OH and OW being {OUTPUT_FORMULA}"
+    return check_holder("out", out, "x", arguments.x, axes, shape, formula, sources)
+
+
+def check_holder(
+    name: str,
+    out: object,
+    like: str,
+    model: Array,
+    axes: str,
+    expected: tuple[int, ...],
+    formula: str,
+    sources: Mapping[str, Array | None],
+) -> Array:
+    """Check an array given to hold a result of a shape, in the dtype and library of ``model``.
+
+    ``sources`` are the arrays that it must share no memory with.
+    """
+    require_one_library({name: out, like: model})
+    library = library_of(model)
     empty = f"{str(library).lower()}.empty"
-    if library_of(out) is None or out.dtype != arguments.x.dtype:  # type: ignore[attr-defined]
+    if library_of(out) is None or out.dtype != model.dtype:  # type: ignore[attr-defined]
         raise TypeError(
-            f"out must be a {library} array of x's dtype {arguments.x.dtype}, got"
+            f"{name} must be a {library} array of {like}'s dtype {model.dtype}, got"
             f" {came(out) if library_of(out) else describe(out)};"
-            f" {empty}({expected}, x.dtype) fits"
+            f" {empty}({expected}, {like}.dtype) fits"
         )
-    array = require_array("out", out, "(N, C_out, OH, OW)")
+    array = require_array(name, out, axes)
     if array.shape != expected:
         raise ValueError(
-            f"out has shape {array.shape}, expected (N, C_out, OH, OW) = {expected}, OH and OW"
-            f" being {OUTPUT_FORMULA}; {empty}({expected}, x.dtype) fits"
+            f"{name} has shape {array.shape}, expected {formula};"
+            f" {empty}({expected}, {like}.dtype) fits"
         )
     # CuPy arrays are always writeable, and require_array has seen that they are aligned.
     aligned = getattr(array.flags, "aligned", True)
     writeable = getattr(array.flags, "writeable", True)
     if not (array.flags.c_contiguous and writeable and aligned):
         raise ValueError(
-            f"out must be C-contiguous, aligned and writeable, got strides {array.strides} for"
+            f"{name} must be C-contiguous, aligned and writeable, got strides {array.strides} for"
             f" shape {array.shape}, aligned={aligned}, writeable={writeable};"
             f" {empty} makes such an array"
         )
-    for name in GRADIENTS:
-        source = getattr(arguments, name)
+    for other, source in sources.items():
         if source is not None and overlaps(array, source):
             raise ValueError(
-                f"out shares memory with {name}, expected memory of its own;"
+                f"{name} shares memory with {other}, expected memory of its own;"
                 " the result would be written while its inputs are still read"
             )
     return array
@@ -266,8 +301,8 @@ def check_needs(needs: object) -> frozenset[str]:
     return frozenset(names)
 
 
-def check_workspace(workspace_bytes: object) -> int:
-    """Return the bytes that temporary memory may take."""
+def check_workspace(workspace_bytes: object) -> int | None:
+    """Return the bytes that temporary memory may take, None for the default."""
     if workspace_bytes is None:
-        return DEFAULT_WORKSPACE
+        return None
     return integer("workspace_bytes", workspace_bytes, 1, 2**63 - 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -147,3 +148,11 @@ def address_of(array: Array) -> int:
     if isinstance(array, np.ndarray):
         return array.ctypes.data
     return array.data.ptr  # type: ignore[no-any-return]
+
+
+def on_device(array: Array) -> AbstractContextManager[object]:
+    """Make a CuPy array's device the current one, for a while; a NumPy array has none."""
+    if isinstance(array, np.ndarray):
+        return nullcontext()
+    device: AbstractContextManager[object] = array.device  # type: ignore[unreachable]
+    return device

@@ -21,6 +21,7 @@ HINTS = {
     "deformable_groups": "1 shares the offsets among all channels",
     "kernel_size": "a 1x1 kernel is the smallest",
     "image_size": "it is the (H, W) of x",
+    "x_shape": "x.shape of a NumPy or CuPy array is such a tuple",
     "workspace_bytes": "None takes the default of 64 MiB",
 }
 

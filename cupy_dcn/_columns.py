@@ -6,7 +6,6 @@ pieces of ``deform_conv2d`` for programs that need only one of them, or a produc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -21,8 +20,8 @@ from ._arguments import (
 )
 from ._arrays import Array, require_array, require_one_library
 from ._attributes import geometry_of, pair
+from ._cut import DEFAULT_WORKSPACE, Cut, Tile
 from ._geometry import Geometry
-from ._plan import Plan, Tile
 from ._twins import twin_of
 from ._workspace import Workspace
 
@@ -99,21 +98,22 @@ def deform_im2col(
     mask = None if mask is None else check_mask(mask, geometry, x.dtype)
     twin = twin_of(x)
     dtype = twin.columns_dtype(x.dtype)
-    plan = _plan(geometry, x, workspace_bytes, False, (x, offset, mask))
+    cut = _cut(geometry, x, workspace_bytes, False)
     with twin.on_device(x):
         columns = twin.empty(_columns_shape(geometry), x)
-        shared, workspaces = twin.allocate(plan, x)
+        cut = twin.fit_index(cut, _given(x, offset, mask, columns))
+        ((shared, workspaces, _),) = twin.allocate([cut], x)
 
         def sample(tiles: Iterable[Tile], workspace: Workspace, image: Any) -> None:
             for tile in tiles:
                 with workspace.scope():
-                    samples = twin.locate(offset, mask, plan, tile, dtype, workspace)
+                    samples = twin.locate(offset, mask, cut, tile, dtype, workspace)
                     twin.write_columns(image, samples, columns)
 
-        for images in plan.image_groups():
+        for images in cut.image_groups():
             with shared.scope():
-                image = twin.Image(x, images, plan, dtype, shared)
-                twin.spread(partial(sample, image=image), plan.tiles(images), workspaces)
+                image = twin.Image(x, images, cut, dtype, shared)
+                twin.spread(partial(sample, image=image), cut.tiles(images), workspaces)
     return columns  # type: ignore[no-any-return]
 
 
@@ -174,10 +174,11 @@ def deform_col2im(
     check_grad_columns(grad_columns, geometry)
     offset, mask = _check_samples(grad_columns, offset, mask, geometry)
     twin = twin_of(grad_columns)
-    plan = _plan(geometry, grad_columns, workspace_bytes, True, (offset, mask, grad_columns))
+    cut = _cut(geometry, grad_columns, workspace_bytes, True)
     with twin.on_device(grad_columns):
         grad_x = twin.empty(shape, grad_columns)
-        _pullback(plan, grad_columns, None, offset, mask)(grad_x=grad_x).run()
+        cut = twin.fit_index(cut, _given(offset, mask, grad_columns, grad_x))
+        _pullback(cut, grad_columns, None, offset, mask)(grad_x=grad_x).run()
     return grad_x  # type: ignore[no-any-return]
 
 
@@ -243,11 +244,12 @@ def deform_coord_grad(
     check_grad_columns(grad_columns, geometry)
     offset, mask = _check_samples(grad_columns, offset, mask, geometry)
     twin = twin_of(x)
-    plan = _plan(geometry, x, workspace_bytes, True, (x, offset, mask, grad_columns))
+    cut = _cut(geometry, x, workspace_bytes, True)
+    cut = twin.fit_index(cut, _given(x, offset, mask, grad_columns))
     with twin.on_device(x):
         grad_offset = twin.empty(offset.shape, offset)
         grad_mask = None if mask is None else twin.empty(mask.shape, mask)
-        pullback = _pullback(plan, grad_columns, x, offset, mask)
+        pullback = _pullback(cut, grad_columns, x, offset, mask)
         pullback(grad_offset=grad_offset, grad_mask=grad_mask).run()
     return grad_offset, grad_mask
 
@@ -261,7 +263,7 @@ def _check_samples(
 
 
 def _pullback(
-    plan: Plan, grad_columns: Array, x: Array | None, offset: Array, mask: Array | None
+    cut: Cut, grad_columns: Array, x: Array | None, offset: Array, mask: Array | None
 ) -> partial[Any]:
     """Prepare the backward from given columns."""
     twin = twin_of(grad_columns)
@@ -269,27 +271,21 @@ def _pullback(
 
     def grad_columns_of(tile: Tile, workspace: Workspace) -> Array:
         return twin.tile_of_columns(  # type: ignore[no-any-return]
-            grad_columns, plan, tile, dtype, workspace
+            grad_columns, cut, tile, dtype, workspace
         )
 
-    memory = twin.allocate(plan, grad_columns)
-    return partial(twin.Pullback, plan, dtype, *memory, x, offset, mask, grad_columns_of)
+    (memory,) = twin.allocate([cut], grad_columns)
+    return partial(twin.Pullback, cut, dtype, *memory[:2], x, offset, mask, grad_columns_of)
 
 
-def _plan(
-    geometry: Geometry,
-    like: Array,
-    workspace_bytes: int | None,
-    backward: bool,
-    arrays: Iterable[Array | None],
-) -> Plan:
-    budget = check_workspace(workspace_bytes)
-    twin = twin_of(like)
+def _cut(geometry: Geometry, like: Array, workspace_bytes: int | None, backward: bool) -> Cut:
+    budget, twin = check_workspace(workspace_bytes) or DEFAULT_WORKSPACE, twin_of(like)
     dtype = twin.columns_dtype(like.dtype)
-    elements = math.prod(_columns_shape(geometry))
-    return twin.make_plan(  # type: ignore[no-any-return]
-        geometry, 0, dtype, budget, backward, arrays, elements
-    )
+    return twin.make_cut(geometry, 0, dtype, budget, backward)  # type: ignore[no-any-return]
+
+
+def _given(*arrays: Array | None) -> list[Array]:
+    return [array for array in arrays if array is not None]
 
 
 def _columns_shape(geometry: Geometry) -> tuple[int, int, int, int, int]:

@@ -21,8 +21,8 @@ import numpy as np
 
 from ._arrays import Array
 from ._corners_cpu import Corners
+from ._cut import Cut, Tile
 from ._geometry import Geometry
-from ._plan import Plan, Tile
 from ._samples_cpu import Samples, all_finite
 from ._windows_cpu import Image, Window, is_planar
 from ._workspace import Workspace
@@ -51,10 +51,10 @@ def write_columns(image: Image, samples: Samples, columns: Array) -> None:
 
 
 def tile_of_columns(
-    columns: Array, plan: Plan, tile: Tile, dtype: np.dtype[Any], workspace: Workspace
+    columns: Array, cut: Cut, tile: Tile, dtype: np.dtype[Any], workspace: Workspace
 ) -> Array:
     """Return a tile of the whole array of columns in the memory order of its samples."""
-    geometry = plan.geometry
+    geometry = cut.geometry
     part = workspace.cast(part_of_columns(columns, geometry, tile), dtype)
     if is_planar(geometry):
         return part.reshape(geometry.channels, geometry.taps, -1)

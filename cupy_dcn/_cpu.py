@@ -1,15 +1,18 @@
-"""The CPU twin, as the pipelines call it; _gpu.py has the same names."""
+"""The CPU twin, as the pipelines call it; _numba.py and _gpu.py have the same names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
-from ._arrays import Array, compute_dtype
+from ._arrays import Array, compute_dtype, on_device
 from ._columns_cpu import im2col, tile_of_columns, write_columns
+from ._cut import DEFAULT_WORKSPACE, Cut, Memory, allocate_block
+from ._cut_cpu import FIXED_BYTES, cut_tiles
 from ._geometry import Geometry
 from ._matmul_cpu import (
     add_grad_weight,
@@ -20,23 +23,24 @@ from ._matmul_cpu import (
     write_output,
 )
 from ._parallel import spread, thread_count
-from ._plan import Plan
 from ._pullback_cpu import Pullback
 from ._samples_cpu import locate
 from ._windows_cpu import Image
-from ._workspace import Workspace
 
 __all__ = [
     "Image",
     "Pullback",
+    "Turns",
     "add_grad_weight",
     "allocate",
     "columns_dtype",
     "empty",
+    "fit_index",
     "grad_columns",
     "im2col",
+    "load_kernels",
     "locate",
-    "make_plan",
+    "make_cut",
     "on_device",
     "spread",
     "sum_planes",
@@ -53,34 +57,48 @@ def columns_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return compute_dtype(dtype)
 
 
-def make_plan(
+def make_cut(
     geometry: Geometry,
     out_channels: int,
     dtype: np.dtype[Any],
-    workspace_bytes: int,
+    workspace_bytes: int | None,
     backward: bool,
-    arrays: Iterable[Array | None],
-    elements: int,
-) -> Plan:
-    """Cut a call into tiles; ``arrays`` and one of so many ``elements`` are what it indexes."""
-    del arrays, elements  # NumPy counts in 64 bits
-    return Plan.of(
-        geometry, out_channels, dtype.itemsize, workspace_bytes, thread_count(), backward
-    )
+) -> Cut:
+    """Cut a call into tiles, for as many threads as there are."""
+    budget = DEFAULT_WORKSPACE if workspace_bytes is None else workspace_bytes
+    return cut_tiles(geometry, out_channels, dtype.itemsize, budget, thread_count(), backward)
 
 
-def allocate(plan: Plan, like: Array) -> tuple[Workspace, list[Workspace]]:
-    """Allocate a plan's temporary memory."""
+def fit_index(cut: Cut, arrays: Iterable[Array]) -> Cut:
+    """Return the cut as it is: NumPy counts in 64 bits."""
+    del arrays
+    return cut
+
+
+def allocate(cuts: Sequence[Cut], like: Array) -> list[Memory]:
+    """Allocate the temporary memory of cuts of which one at a time is at work."""
     del like
-    return plan.allocate()
+    return allocate_block(cuts, np, FIXED_BYTES)
+
+
+def load_kernels(
+    cut: Cut,
+    dtype: np.dtype[Any],
+    offset: np.dtype[Any],
+    mask: np.dtype[Any] | None,
+    backward: bool,
+    like: Array,
+) -> None:
+    """Nothing to compile."""
+    del cut, dtype, offset, mask, backward, like
+
+
+def Turns(like: Array) -> AbstractContextManager[object]:
+    """One call at a time on the same memory."""
+    del like
+    return threading.Lock()
 
 
 def empty(shape: tuple[int, ...], like: Array) -> Array:
     """Allocate an array that the call returns."""
     return np.empty(shape, like.dtype)
-
-
-def on_device(array: Array) -> AbstractContextManager[object]:
-    """Nothing to switch to."""
-    del array
-    return nullcontext()

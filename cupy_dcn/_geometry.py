@@ -1,6 +1,6 @@
 """Stage 2: the geometry of one call, a value made of plain integers.
 
-Both twins and the plan are functions of it, so they cannot disagree about shapes.
+Both twins and the cut are functions of it, so they cannot disagree about shapes.
 """
 
 from dataclasses import dataclass

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
-from ._arrays import Array, compute_dtype, cupy_of
+from ._arrays import Array, compute_dtype, cupy_of, on_device
+from ._chunk_gpu import chip_of
 from ._columns_gpu import Image, im2col, locate, tile_of_columns, write_columns
+from ._cut import DEFAULT_WORKSPACE, Cut, Memory, Tile, Tiles, allocate_block
+from ._cut_gpu import cut_chunks, fit_index
 from ._geometry import Geometry
 from ._matmul_gpu import (
     add_grad_weight,
@@ -19,22 +24,25 @@ from ._matmul_gpu import (
     weight_matrix,
     write_output,
 )
-from ._plan import Plan, Tile, Tiles
-from ._plan_gpu import allocate_chunks, plan_chunks
+from ._order_gpu import pays, reduces_vectors
 from ._pullback_gpu import Pullback
+from ._warmup import layer_kernels, load
 from ._workspace import Workspace
 
 __all__ = [
     "Image",
     "Pullback",
+    "Turns",
     "add_grad_weight",
     "allocate",
     "columns_dtype",
     "empty",
+    "fit_index",
     "grad_columns",
     "im2col",
+    "load_kernels",
     "locate",
-    "make_plan",
+    "make_cut",
     "on_device",
     "spread",
     "sum_planes",
@@ -51,44 +59,71 @@ def columns_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return dtype
 
 
-def make_plan(
+def make_cut(
     geometry: Geometry,
     out_channels: int,
     dtype: np.dtype[Any],
-    workspace_bytes: int,
+    workspace_bytes: int | None,
     backward: bool,
-    arrays: Iterable[Array | None],
-    elements: int,
-) -> Plan:
-    """Cut a call into chunks; ``arrays`` and one of so many ``elements`` are what it indexes."""
-    extents = [extent(array) for array in arrays if array is not None]
-    return plan_chunks(
-        geometry, out_channels, dtype.itemsize, compute_dtype(dtype).itemsize, workspace_bytes,
-        backward, (elements, *extents),
-    )  # fmt: skip
+) -> Cut:
+    """Cut a call into chunks, on the current device; under no budget but the default by a model."""
+    sums, chip = compute_dtype(dtype).itemsize, None
+    if workspace_bytes is None:
+        workspace_bytes = DEFAULT_WORKSPACE
+        if out_channels:
+            cupy = sys.modules["cupy"]
+            chip = chip_of(cupy, cupy.cuda.runtime.getDevice(), dtype.itemsize)
+    sorts = backward and pays(geometry, dtype, reduces_vectors(sys.modules["cupy"]))
+    return cut_chunks(
+        geometry, out_channels, dtype.itemsize, sums, workspace_bytes, backward, chip, sorts
+    )
 
 
-def extent(array: Array) -> int:
-    """Return the elements an array has, or spans in memory if that is more."""
-    steps = zip(array.shape, array.strides, strict=True)
-    reach = sum(max(size - 1, 0) * abs(stride) for size, stride in steps)
-    return max(array.size, int(reach) // array.itemsize + 1)
+def allocate(cuts: Sequence[Cut], like: Array) -> list[Memory]:
+    """Allocate, from CuPy's current allocator, the memory of cuts at work one at a time."""
+    return allocate_block(cuts, cupy_of(like), fixed_bytes=0)
 
 
-def allocate(plan: Plan, like: Array) -> tuple[Workspace, list[Workspace]]:
-    """Allocate a plan's temporary memory from CuPy's current allocator."""
-    return allocate_chunks(plan, cupy_of(like))
+def load_kernels(
+    cut: Cut,
+    dtype: np.dtype[Any],
+    offset: np.dtype[Any],
+    mask: np.dtype[Any] | None,
+    backward: bool,
+    like: Array,
+) -> None:
+    """Compile a layer's kernels for the current device."""
+    wanted = layer_kernels(cut.geometry, dtype, offset, mask, cut.index, backward, cut.sorts_here)
+    load(cupy_of(like), wanted)
+
+
+class Turns:
+    """One call at a time on the same memory, each on the stream that is current then.
+
+    Threads wait for each other while they queue; a stream waits, on the device, for the call
+    before, which may have gone to another.
+    """
+
+    def __init__(self, like: Array) -> None:
+        self._cuda = cupy_of(like).cuda
+        self._lock = threading.Lock()
+        self._done = self._cuda.Event(disable_timing=True)
+
+    def __enter__(self) -> None:
+        with ExitStack() as held:
+            held.enter_context(self._lock)
+            self._stream = self._cuda.get_current_stream()
+            self._stream.wait_event(self._done)
+            self._held = held.pop_all()
+
+    def __exit__(self, *error: object) -> None:
+        with self._held:
+            self._stream.record(self._done)
 
 
 def empty(shape: tuple[int, ...], like: Array) -> Array:
     """Allocate an array that the call returns."""
     return cupy_of(like).empty(shape, like.dtype)  # type: ignore[no-any-return]
-
-
-def on_device(array: Array) -> AbstractContextManager[object]:
-    """Make the array's device the current one, for a while."""
-    device: AbstractContextManager[object] = array.device  # type: ignore[assignment]
-    return device
 
 
 def spread(

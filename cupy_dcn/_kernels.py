@@ -25,6 +25,10 @@ FILES = {
     "deform_col2im": "deform_col2im.cu",
     "deform_coord_grad": "deform_coord_grad.cu",
     "deform_backward": "deform_backward.cu",
+    "deform_backward_sorted": "deform_backward_sorted.cu",
+    "count_samples": "sample_order.cu",
+    "start_cells": "sample_order.cu",
+    "order_samples": "sample_order.cu",
 }
 
 _INCLUDE = re.compile(r'#include "(\w+\.cuh)"')

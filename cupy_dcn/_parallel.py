@@ -11,15 +11,14 @@ import contextvars
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 from ._blas import BlasLibrary, blas_libraries
-from ._workspace import Workspace
 
 Item = TypeVar("Item", covariant=True)
+Worker = TypeVar("Worker")
 Result = TypeVar("Result")
 
 _libraries = functools.cache(blas_libraries)
@@ -38,22 +37,20 @@ class _BlasHeld:
         self._inside = 0
         self._before: list[tuple[BlasLibrary, int]] = []
 
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         with self._lock:
             if self._inside == 0:
                 self._before = [(library, library.num_threads or 1) for library in _libraries()]
                 for library, _ in self._before:
                     library.set_num_threads(1)
             self._inside += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._inside -= 1
-                if self._inside == 0:
-                    for library, threads in self._before:
-                        library.set_num_threads(threads)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                for library, threads in self._before:
+                    library.set_num_threads(threads)
 
 
 _blas_held = _BlasHeld()
@@ -68,25 +65,27 @@ class Items(Protocol[Item]):
 
 
 def spread(
-    work: Callable[[Iterable[Item], Workspace], Result],
+    work: Callable[[Iterable[Item], Worker], Result],
     items: Items[Item],
-    workspaces: Sequence[Workspace],
+    workers: Sequence[Worker],
 ) -> list[Result]:
-    """Return ``[work(part, workspace), ...]``: a contiguous part of the items a workspace.
+    """Return ``[work(part, worker), ...]``: a contiguous part of the items a worker.
+
+    A worker is what the work needs for itself, such as a workspace.
 
     Each runs on a thread of its own, in the caller's context (``numpy.errstate``). Which items
     make a part depends on the counts alone, never on timing, so sums over parts are the same bits
     from run to run.
     """
-    workers = max(min(len(workspaces), len(items)), 1)
-    edges = [len(items) * part // workers for part in range(workers + 1)]
+    count = max(min(len(workers), len(items)), 1)
+    edges = [len(items) * part // count for part in range(count + 1)]
     parts = [map(items.__getitem__, range(*edge)) for edge in itertools.pairwise(edges)]
-    if workers == 1:
-        with _blas_held():
-            return [work(parts[0], workspaces[0])]
-    with _blas_held(), ThreadPoolExecutor(workers - 1, "cupy_dcn") as pool:
+    if count == 1:
+        with _blas_held:
+            return [work(parts[0], workers[0])]
+    with _blas_held, ThreadPoolExecutor(count - 1, "cupy_dcn") as pool:
         others = [
-            pool.submit(contextvars.copy_context().run, work, part, workspace)
-            for part, workspace in zip(parts[1:], workspaces[1:workers], strict=True)
+            pool.submit(contextvars.copy_context().run, work, part, worker)
+            for part, worker in zip(parts[1:], workers[1:count], strict=True)
         ]
-        return [work(parts[0], workspaces[0]), *(other.result() for other in others)]
+        return [work(parts[0], workers[0]), *(other.result() for other in others)]

@@ -12,17 +12,18 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
 from ._arrays import Array
 from ._columns_cpu import col2im, coord_grad, im2col
+from ._cut import Cut, Parts, Tile, Tiles
 from ._parallel import spread
-from ._plan import Parts, Plan, Tile, Tiles
 from ._samples_cpu import Samples, locate
 from ._windows_cpu import Box, Image, Window, owning_boxes, zero_window
-from ._workspace import Workspace
+from ._workspace import Sum, Workspace
 
 # Tiles are remembered by what they reach in so many runs at most, however many tiles there are.
 MOST_RUNS = 4096
@@ -32,7 +33,7 @@ MOST_RUNS = 4096
 class Pullback:
     """Sources of one backward and the arrays it fills; None for what is not asked for."""
 
-    plan: Plan
+    cut: Cut
     dtype: np.dtype[Any]
     shared: Workspace
     workspaces: Sequence[Workspace]
@@ -40,34 +41,35 @@ class Pullback:
     offset: Array
     mask: Array | None
     grad_columns_of: Callable[[Tile, Workspace], Array]
-    add_grad_weight: Callable[[Tile, Array, Workspace, Array | None], Array] | None = None
+    add_grad_weight: Callable[[Tile, Array, Workspace, Sum], None] | None = None
+    grad_weights: Sequence[Sum] = ()  # one a workspace; the first gets them all
     grad_x: Array | None = None
     grad_offset: Array | None = None
     grad_mask: Array | None = None
 
-    def run(self) -> Array | None:
-        """Fill the gradients; return the weight's, summed over all tiles."""
-        plan = self.plan
+    def run(self) -> None:
+        """Fill the gradients, that of the weight with its sum over all tiles."""
+        cut = self.cut
         if self.add_grad_weight is None and self.grad_x is None and not self._wants_coordinates:
-            return None
-        scatter = self.grad_x is not None and plan.holds_whole
-        grad_weight: Array | None = None
-        for images in plan.image_groups():
-            tiles = plan.tiles(images)
+            return
+        scatter = self.grad_x is not None and cut.holds_whole
+        workers = list(zip_longest(self.workspaces, self.grad_weights))
+        for images in cut.image_groups():
+            tiles = cut.tiles(images)
             with ExitStack() as scopes:
                 for workspace in (self.shared, *self.workspaces):
                     scopes.enter_context(workspace.scope())
                 work = partial(
                     self._tiles, images=images, image=self._image(images), scatter=scatter
                 )
-                parts = spread(work, tiles, self.workspaces)
-                for weight, _ in parts:
-                    grad_weight = _sum(grad_weight, weight)
+                windows = spread(work, tiles, workers)
                 if scatter:
-                    self._write_grad_x(images, [window for _, window in parts if window])
-            if self.grad_x is not None and not plan.holds_whole:
+                    self._write_grad_x(images, [window for window in windows if window])
+            if self.grad_x is not None and not cut.holds_whole:
                 self._gather_grad_x(images, tiles)
-        return grad_weight
+        for other in self.grad_weights[1:]:
+            if not other.empty:
+                self.grad_weights[0].array += other.array
 
     @property
     def _wants_coordinates(self) -> bool:
@@ -76,30 +78,30 @@ class Pullback:
     def _image(self, images: slice) -> Image | None:
         if self.x is None or not (self.add_grad_weight or self._wants_coordinates):
             return None
-        return Image(self.x, images, self.plan, self.dtype, self.shared)
+        return Image(self.x, images, self.cut, self.dtype, self.shared)
 
     def _locate(self, tile: Tile, workspace: Workspace) -> Samples:
-        return locate(self.offset, self.mask, self.plan, tile, self.dtype, workspace)
+        return locate(self.offset, self.mask, self.cut, tile, self.dtype, workspace)
 
     def _zero_window(self, box: Box | None, images: slice, workspace: Workspace) -> Window:
         count = images.stop - images.start
-        return zero_window(box, count, self.plan.geometry, self.dtype, workspace)
+        return zero_window(box, count, self.cut.geometry, self.dtype, workspace)
 
     def _tiles(
         self,
         tiles: Iterable[Tile],
-        workspace: Workspace,
+        worker: tuple[Workspace, Sum | None],
         images: slice,
         image: Image | None,
         scatter: bool,
-    ) -> tuple[Array | None, Window | None]:
-        """Work through some tiles; return their grad_weight and the window they scattered into."""
+    ) -> Window | None:
+        """Work through some tiles; return the window they scattered into."""
+        workspace, grad_weight = worker
         window = self._zero_window(None, images, workspace) if scatter else None
-        grad_weight: Array | None = None
         for tile in tiles:
             with workspace.scope():
-                grad_weight = self._tile(tile, workspace, images, image, window, grad_weight)
-        return grad_weight, window
+                self._tile(tile, workspace, images, image, window, grad_weight)
+        return window
 
     def _tile(
         self,
@@ -108,8 +110,8 @@ class Pullback:
         images: slice,
         image: Image | None,
         window: Window | None,
-        grad_weight: Array | None,
-    ) -> Array | None:
+        grad_weight: Sum | None,
+    ) -> None:
         """Add one tile to ``window`` and ``grad_weight``, write its coordinate gradients."""
         samples = self._locate(tile, workspace)
         columns = None
@@ -122,11 +124,11 @@ class Pullback:
                 self._write_coordinates(samples, gradients)
             if window is not None:
                 col2im(grad_columns, samples, window.of_images(tile.images, images.start))
-        if self.add_grad_weight is None or image is None:
-            return grad_weight
+        if self.add_grad_weight is None or grad_weight is None or image is None:
+            return
         if columns is None:
             columns = im2col(image, samples)
-        return self.add_grad_weight(tile, columns, workspace, grad_weight)
+        self.add_grad_weight(tile, columns, workspace, grad_weight)
 
     def _write_coordinates(self, samples: Samples, gradients: tuple[Array, Array, Array]) -> None:
         by_y, by_x, by_mask = gradients
@@ -147,8 +149,8 @@ class Pullback:
 
     def _gather_grad_x(self, images: slice, tiles: Tiles) -> None:
         """Fill grad_x window by window, every window on one thread."""
-        plan = self.plan
-        assert plan.window_cells is not None
+        cut = self.cut
+        assert cut.window_cells is not None
         runs = Parts(0, len(tiles), min(len(tiles), MOST_RUNS))
         reach = [
             box
@@ -169,7 +171,7 @@ class Pullback:
                             )
                     self._write_grad_x(images, [window])
 
-        spread(gather, owning_boxes(plan.geometry, plan.window_cells), self.workspaces)
+        spread(gather, owning_boxes(cut.geometry, cut.window_cells), self.workspaces)
 
     def _reach(self, tiles: Tiles, runs: Iterable[slice], workspace: Workspace) -> list[Box]:
         """Return for each run of tiles the box that holds what its samples read."""
@@ -189,9 +191,3 @@ class Pullback:
                 samples = self._locate(tile, workspace)
                 if window.box.meets(samples.bounds):
                     col2im(self.grad_columns_of(tile, workspace), samples, window)
-
-
-def _sum(total: Array | None, part: Array | None) -> Array | None:
-    if total is None or part is None:
-        return part if total is None else total
-    return np.add(total, part, out=total)

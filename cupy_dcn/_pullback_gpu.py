@@ -15,15 +15,15 @@ import numpy as np
 
 from ._arrays import Array
 from ._columns_gpu import GradImage, Image, backward, col2im, coord_grad, im2col, locate
-from ._plan import Plan, Tile
-from ._workspace import Workspace
+from ._cut import Cut, Tile
+from ._workspace import Sum, Workspace
 
 
 @dataclass(frozen=True)
 class Pullback:
     """Sources of one backward and the arrays it fills; None for what is not asked for."""
 
-    plan: Plan
+    cut: Cut
     dtype: np.dtype[Any]
     shared: Workspace
     workspaces: Sequence[Workspace]
@@ -31,24 +31,23 @@ class Pullback:
     offset: Array
     mask: Array | None
     grad_columns_of: Callable[[Tile, Workspace], Array]
-    add_grad_weight: Callable[[Tile, Array, Workspace, Array | None], Array] | None = None
+    add_grad_weight: Callable[[Tile, Array, Workspace, Sum], None] | None = None
+    grad_weights: Sequence[Sum] = ()  # one a workspace; the first gets them all
     grad_x: Array | None = None
     grad_offset: Array | None = None
     grad_mask: Array | None = None
 
-    def run(self) -> Array | None:
-        """Fill the gradients; return the weight's, summed over all chunks."""
-        grad_weight: Array | None = None
+    def run(self) -> None:
+        """Fill the gradients, that of the weight with its sum over all chunks."""
         if self.add_grad_weight is None and self.grad_x is None and not self._wants_coordinates:
-            return None
-        for images in self.plan.image_groups():
+            return
+        for images in self.cut.image_groups():
             with self.shared.scope():
                 image, grad_image = self._image(images), self._grad_image(images)
-                for tile in self.plan.tiles(images):
-                    grad_weight = self._tile(tile, image, grad_image, grad_weight)
+                for tile in self.cut.tiles(images):
+                    self._tile(tile, image, grad_image)
                 if grad_image is not None and self.grad_x is not None:
                     grad_image.write(self.grad_x)
-        return grad_weight
 
     @property
     def _wants_coordinates(self) -> bool:
@@ -57,22 +56,16 @@ class Pullback:
     def _image(self, images: slice) -> Image | None:
         if self.x is None or not (self.add_grad_weight or self._wants_coordinates):
             return None
-        return Image(self.x, images, self.plan, self.dtype, self.shared)
+        return Image(self.x, images, self.cut, self.dtype, self.shared)
 
     def _grad_image(self, images: slice) -> GradImage | None:
         if self.grad_x is None:
             return None
-        return GradImage(images, self.plan, self.dtype, self.shared)
+        return GradImage(images, self.cut, self.dtype, self.shared)
 
-    def _tile(
-        self,
-        tile: Tile,
-        image: Image | None,
-        grad_image: GradImage | None,
-        grad_weight: Array | None,
-    ) -> Array | None:
+    def _tile(self, tile: Tile, image: Image | None, grad_image: GradImage | None) -> None:
         (workspace,) = self.workspaces
-        samples = locate(self.offset, self.mask, self.plan, tile, self.dtype, workspace)
+        samples = locate(self.offset, self.mask, self.cut, tile, self.dtype, workspace)
         resample = self.add_grad_weight is not None
         with workspace.scope():
             if image is not None and grad_image is None and not self._wants_coordinates:
@@ -86,6 +79,5 @@ class Pullback:
                     col2im(columns, samples, grad_image)
                 elif image is not None:
                     coord_grad(columns, image, samples, *gradients)
-            if self.add_grad_weight is None:
-                return grad_weight
-            return self.add_grad_weight(tile, columns, workspace, grad_weight)
+            if self.add_grad_weight is not None:
+                self.add_grad_weight(tile, columns, workspace, self.grad_weights[0])

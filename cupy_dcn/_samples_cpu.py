@@ -20,8 +20,9 @@ import numpy as np
 
 from ._arrays import Array
 from ._corners_cpu import Corners
+from ._cut import Cut, Tile
+from ._cut_cpu import BORDER, WINDOW_CELLS
 from ._geometry import Geometry
-from ._plan import BORDER, WINDOW_CELLS, Plan, Tile
 from ._windows_cpu import Box, Window, is_planar
 from ._workspace import Workspace
 
@@ -89,13 +90,13 @@ def in_order(array: Array, geometry: Geometry, tile: Tile, each: int, planar: bo
 def locate(
     offset: Array,
     mask: Array | None,
-    plan: Plan,
+    cut: Cut,
     tile: Tile,
     dtype: np.dtype[Any],
     workspace: Workspace,
 ) -> Samples:
     """Return where the tile's output pixels sample, py = y*stride - pad + i*dilation + dy."""
-    geometry = plan.geometry
+    geometry = cut.geometry
     planar = is_planar(geometry)
     # float32 can't count farther; beside such an axis the cost of float64 is small.
     exact = geometry.farthest < WINDOW_CELLS

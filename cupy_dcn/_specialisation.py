@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import astuple, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,9 +14,8 @@ VECTOR_BYTES = 16  # the widest load from sm_75 to sm_90, and twice that from sm
 MOST_LANES = 8  # 8 lanes * 16 bytes are one line of the cache
 TRANSPOSE_THREADS = 256  # of a block in channels_last.cu
 MOST_SIDE = 16  # of them at one pixel
-TILE_WIDTH = 8  # output pixels of a tile side by side, as in geometry.cuh
 # Of sampling points in shared memory: two or more blocks of any kernel fit beside each other.
-POINT_BYTES = 24 * 1024
+POINT_BYTES = 32 * 1024
 
 
 @dataclass(frozen=True)
@@ -49,27 +47,46 @@ class SamplingMacros(Macros):
     vector: int
     lanes: int
     block: int
-    taps_at_once: int
+    rows_at_once: int
+    columns_at_once: int
 
     @property
-    def tile_height(self) -> int:
-        """How many output rows a tile has."""
-        return self.block // self.lanes // TILE_WIDTH
+    def tile(self) -> tuple[int, int]:
+        """How many output rows and columns a block is at, as in geometry.cuh."""
+        width = 16 if self.lanes == 1 else 8
+        return self.block // self.lanes // width, width
+
+
+class Wants(NamedTuple):
+    """What a kernel that pulls gradients back is to fill."""
+
+    grad_x: bool = False
+    grad_offset: bool = False
+    grad_mask: bool = False
+    columns: bool = False
 
 
 @dataclass(frozen=True)
-class BackwardMacros(SamplingMacros):
-    """Macros of the backward in one pass; see deform_backward.cu."""
+class PullbackMacros(SamplingMacros):
+    """Macros of the kernels that pull gradients back; see pullback.cuh."""
 
     grad_x: int
-    grad_coordinates: int
+    grad_offset: int
+    grad_mask: int
     columns: int
+
+    @property
+    def points(self) -> int:
+        """How many ordered sampling points a block is at, as in deform_backward_sorted.cu."""
+        groups, itemsize = self.block // self.lanes, 8 if self.data == "double" else 4
+        return groups * min(2048 // (groups * itemsize), 8)
 
 
 @dataclass(frozen=True)
 class TransposeMacros(Macros):
     """Macros of the kernels between an image and its channels-last copy; see channels_last.cu."""
 
+    deformable_groups: int
     vector: int
     transpose_vectors: int
     transpose_side: int
@@ -91,52 +108,92 @@ def sampling_macros(
     offset: np.dtype[Any],
     mask: np.dtype[Any] | None,
     index: np.dtype[Any],
-    wants: tuple[bool, bool, bool] | None = None,
+    wants: Wants | None = None,
 ) -> SamplingMacros:
-    """Specialise a sampling kernel; ``wants`` grad_x, coordinates and columns of the backward."""
+    """Specialise a sampling kernel; ``wants`` is what it fills, None of deform_im2col."""
     vector = vector_width(geometry, dtype.itemsize)
-    lanes = lane_count(geometry.deformable_channels // vector)
-    # At one lane a pixel a tile of 256 would have too many points to hold.
-    block = 128 if lanes == 1 else 256
-    # Four weights or dots (the backward: both), two fractions and a cell.
-    words = 6 if wants is None else 10
+    lanes = lane_count(-(-geometry.deformable_channels // vector))
+    # A block at fewer pixels where a thread needs more registers (geometry.cuh).
+    block = 128 if lanes == 1 or vector > 4 else 256
+    # Four weights that turn into dots, for these two fractions, and a cell.
+    words = 6 if wants and (wants.grad_offset or wants.grad_mask) else 4
     point_bytes = words * compute_dtype(dtype).itemsize + index.itemsize
-    rounds = -(-geometry.taps * (block // lanes) * point_bytes // POINT_BYTES)
+    rows, columns = taps_at_once(geometry, POINT_BYTES // (block // lanes * point_bytes))
     values = (
         type_name(dtype), index.name, geometry.channels, type_name(offset),
         type_name(dtype if mask is None else mask), int(mask is not None), geometry.groups,
         geometry.deformable_groups, geometry.kernel_height, geometry.kernel_width, vector, lanes,
-        block, -(-geometry.taps // rounds),
+        block, rows, columns,
     )  # fmt: skip
-    return SamplingMacros(*values) if wants is None else BackwardMacros(*values, *map(int, wants))
+    return SamplingMacros(*values) if wants is None else PullbackMacros(*values, *map(int, wants))
 
 
-def transpose_macros(channels: int, dtype: np.dtype[Any], index: np.dtype[Any]) -> TransposeMacros:
-    """Specialise a transposing kernel: a thread moves up to 64 bytes of a pixel's channels."""
-    vector = math.gcd(channels, VECTOR_BYTES // dtype.itemsize)
-    vectors = channels // vector
-    at_once = min(vectors, 4 * VECTOR_BYTES // (vector * dtype.itemsize))
+def order_macros(geometry: Geometry, dtype: np.dtype[Any], offset: np.dtype[Any]) -> SamplingMacros:
+    """Specialise the kernels of sample_order.cu: threads alone at a pixel."""
+    data, kind = type_name(compute_dtype(dtype)), type_name(offset)
+    groups, size = geometry.deformable_groups, (geometry.kernel_height, geometry.kernel_width)
+    return SamplingMacros(
+        data, "int32", groups, kind, data, 0, 1, groups, *size, 1, 1, 128, *size
+    )  # fmt: skip
+
+
+def taps_at_once(geometry: Geometry, most: int) -> tuple[int, int]:
+    """Cut the taps into parts of at most so many, about equal: whole rows, or parts of a row."""
+    height, width = geometry.kernel_height, geometry.kernel_width
+    if width > most:
+        return 1, -(-width // -(-width // most))
+    return -(-height // -(-height // (most // width))), width
+
+
+def transpose_macros(
+    geometry: Geometry, dtype: np.dtype[Any], index: np.dtype[Any]
+) -> TransposeMacros:
+    """Specialise a transposing kernel: a thread moves up to 16 of a pixel's channels."""
+    vector = vector_width(geometry, dtype.itemsize)
+    vectors = copy_channels(geometry, dtype.itemsize) // vector
+    at_once = min(vectors, 16 // vector)
     side = 1
     while side < MOST_SIDE and side * at_once < vectors:
         side *= 2
-    return TransposeMacros(type_name(dtype), index.name, channels, vector, at_once, side)
+    return TransposeMacros(
+        type_name(dtype), index.name, geometry.channels, geometry.deformable_groups, vector,
+        at_once, side,
+    )  # fmt: skip
 
 
 def vector_width(geometry: Geometry, itemsize: int) -> int:
-    """Return how many channels one load takes: a power of two that no group's edge cuts."""
-    unit = math.gcd(geometry.group_channels, geometry.deformable_channels)
-    return math.gcd(unit, VECTOR_BYTES // itemsize)
+    """Return how many channels one load takes: a power of two, up to 16 bytes.
+
+    The channels of a deformable group are followed by zeros in the copy, up to a whole number of
+    vectors: at most a third as many.
+    """
+    channels, width = geometry.deformable_channels, VECTOR_BYTES // itemsize
+    while -(-channels // width) * width * 3 > channels * 4:
+        width //= 2
+    return width
+
+
+def copy_channels(geometry: Geometry, itemsize: int) -> int:
+    """Return the channels of an image's channels-last copy, with the zeros between groups."""
+    width = vector_width(geometry, itemsize)
+    return -(-geometry.deformable_channels // width) * width * geometry.deformable_groups
 
 
 def lane_count(vectors: int) -> int:
     """Return how many threads share a sampling point of so many vectors.
 
-    The most of 8, 4, 2, 1 that leave no more than a fifth of the threads idle in the last step.
+    One takes one; else the most of 8, 4, 2 that leave no more than a fifth of the threads idle in
+    the last step.
     """
-    lanes = MOST_LANES
-    while -(-vectors // lanes) * lanes * 4 > vectors * 5:
+    lanes = MOST_LANES if vectors > 1 else 1
+    while lanes > 2 and -(-vectors // lanes) * lanes * 4 > vectors * 5:
         lanes //= 2
     return lanes
+
+
+def is_planar(geometry: Geometry, itemsize: int) -> bool:
+    """Tell whether columns are planes of pixels on the GPU: where one vector has all channels."""
+    return geometry.deformable_channels <= vector_width(geometry, itemsize)
 
 
 def type_name(dtype: np.dtype[Any]) -> str:

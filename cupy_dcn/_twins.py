@@ -1,7 +1,9 @@
-"""Which twin works on an array: NumPy's or CuPy's. The two modules have the same names."""
+"""Which twin works on an array: NumPy's, Numba's or CuPy's. The modules have the same names."""
 
 from __future__ import annotations
 
+import functools
+import os
 from types import ModuleType
 
 import numpy as np
@@ -10,11 +12,33 @@ from ._arrays import Array
 
 
 def twin_of(array: Array) -> ModuleType:
-    """Return the twin of an array's library; the GPU's is imported when first needed."""
+    """Return the twin of an array's library; Numba's and the GPU's are imported when needed."""
     if isinstance(array, np.ndarray):
-        from . import _cpu
-
-        return _cpu
+        return _on_host()
     from . import _gpu
 
     return _gpu
+
+
+@functools.cache
+def _on_host() -> ModuleType:
+    """Return the twin for NumPy arrays: compiled loops where there is Numba."""
+    if why_not_numba() is None:
+        from . import _numba
+
+        return _numba
+    from . import _cpu
+
+    return _cpu
+
+
+@functools.cache
+def why_not_numba() -> str | None:
+    """Say why NumPy arrays are not worked on by Numba; None where they are."""
+    if os.environ.get("CUPY_DCN_NUMBA") == "0":
+        return "not used: CUPY_DCN_NUMBA=0"
+    try:
+        from . import _numba  # noqa: F401
+    except ImportError as error:  # also of a Numba that does not know this NumPy
+        return " ".join(f"not usable: {error}".split())
+    return None

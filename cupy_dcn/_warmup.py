@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -13,11 +13,13 @@ import numpy.typing as npt
 from . import _kernels
 from ._arrays import SUPPORTED, is_half, is_supported
 from ._attributes import came, geometry_of, is_integer, pair
-from ._specialisation import Macros, sampling_macros, transpose_macros
+from ._geometry import Geometry
+from ._order_gpu import may_pay
+from ._specialisation import Macros, Wants, order_macros, sampling_macros, transpose_macros
 
 FORWARD = ("to_channels_last", "deform_im2col")
 BACKWARD = ("deform_backward", "from_channels_last")
-ALL = (True, True, True)  # of grad_x, coordinates and columns
+SORTED = ("count_samples", "start_cells", "order_samples", "deform_backward_sorted")
 INDEX = np.dtype(np.int32)  # wider where an array has 2^31 elements or more
 
 
@@ -81,7 +83,7 @@ def warmup(
     --------
     >>> import cupy_dcn
     >>> cupy_dcn.warmup(32, kernel_size=3, dtype="float16")  # on a machine with a GPU
-    4
+    8
     >>> cupy_dcn.warmup(32, kernel_size=3, dtype="float16")
     0
     """
@@ -91,9 +93,7 @@ def warmup(
     )  # fmt: skip
     cupy = usable_cupy()
     before = set(_kernels.compiled())
-    for name, macros in wanted:
-        # Taken from the process's own table it may be there for another device only.
-        _ = _kernels.kernel(cupy, name, macros).kernel
+    load(cupy, wanted)
     return len(set(wanted) - before)
 
 
@@ -123,20 +123,53 @@ def kernels_of(
     geometry = geometry_of(
         shape, (height, width), 1, 0, 1, deformable_groups, groups, owner="the layer"
     )
-    x = _dtype("dtype", dtype)
-    offset = x if offset_dtype is None else _beside(x, "offset_dtype", offset_dtype)
-    factor = x if mask_dtype is None else _beside(x, "mask_dtype", mask_dtype)
-    sampled = geometry, x, offset, factor if mask else None, INDEX
-    transposing = transpose_macros(geometry.channels, x, INDEX)
+    x = dtype_of("dtype", dtype)
+    offset = x if offset_dtype is None else dtype_beside(x, "offset_dtype", offset_dtype)
+    factor = x if mask_dtype is None else dtype_beside(x, "mask_dtype", mask_dtype)
+    found = layer_kernels(geometry, x, offset, factor if mask else None, INDEX, backward)
+    if backward and may_pay(geometry):  # which depends on the images' size and on the device
+        sorting = layer_kernels(geometry, x, offset, factor if mask else None, INDEX, True, True)
+        found += [each for each in sorting if each not in found]
+    return found
+
+
+def layer_kernels(
+    geometry: Geometry,
+    x: np.dtype[Any],
+    offset: np.dtype[Any],
+    mask: np.dtype[Any] | None,
+    index: np.dtype[Any],
+    backward: object,
+    sorts: bool = False,
+) -> list[tuple[str, Macros]]:
+    """Return the names and macros of the kernels of a forward, and of a backward if asked for.
+
+    ``sorts``: of a backward that orders its sampling points.
+    """
+    sampled = geometry, x, offset, mask, index
+    transposing = transpose_macros(geometry, x, index)
+    pulling = sampling_macros(*sampled, Wants(True, True, mask is not None, True))
     macros: dict[str, Macros] = {
         "deform_im2col": sampling_macros(*sampled),
-        "deform_backward": sampling_macros(*sampled, ALL),
+        "deform_backward": pulling,
+        "deform_backward_sorted": pulling,
+        "to_channels_last": transposing,
+        "from_channels_last": transposing,
     }
-    names = FORWARD + (BACKWARD if backward else ())
-    return [(name, macros.get(name, transposing)) for name in names]
+    names: tuple[str, ...] = FORWARD
+    if backward:
+        names += (*SORTED, "from_channels_last") if sorts else BACKWARD
+    return [(name, macros.get(name, order_macros(geometry, x, offset))) for name in names]
 
 
-def _dtype(name: str, value: object) -> np.dtype[Any]:
+def load(cupy: ModuleType, wanted: Iterable[tuple[str, Macros]]) -> None:
+    """Compile kernels for the current device."""
+    for name, macros in wanted:
+        # Taken from the process's own table it may be there for another device only.
+        _ = _kernels.kernel(cupy, name, macros).kernel
+
+
+def dtype_of(name: str, value: object) -> np.dtype[Any]:
     if isinstance(value, str) and value == "bfloat16":
         try:  # which makes the name known to NumPy
             import ml_dtypes
@@ -154,9 +187,9 @@ def _dtype(name: str, value: object) -> np.dtype[Any]:
     return dtype
 
 
-def _beside(x: np.dtype[Any], name: str, value: object) -> np.dtype[Any]:
+def dtype_beside(x: np.dtype[Any], name: str, value: object) -> np.dtype[Any]:
     """Return the dtype of offset or mask beside x's."""
-    dtype = _dtype(name, value)
+    dtype = dtype_of(name, value)
     if dtype != x and not (is_half(x) and dtype == np.float32):
         also = " or float32" if is_half(x) else ""
         raise TypeError(f"{name} is {dtype}, expected x's dtype {x}{also}; None means x's")

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._arrays import Array
+from ._cut import Cut
+from ._cut_cpu import BORDER
 from ._geometry import Geometry
-from ._plan import BORDER, Plan
 from ._workspace import Workspace
 
 # Rows against planes, ms forward / backward at x (1, C, 256, 256) -> 8, 5x5: C = 1 23 / 44 against
@@ -159,14 +160,14 @@ class Image:
         self,
         x: Array,
         images: slice,
-        plan: Plan,
+        cut: Cut,
         dtype: np.dtype[Any],
         workspace: Workspace,
     ) -> None:
         self._x, self._first = x[images], images.start
-        self._geometry, self._dtype = plan.geometry, dtype
-        self._window_cells = plan.window_cells
-        if plan.holds_whole:
+        self._geometry, self._dtype = cut.geometry, dtype
+        self._window_cells = cut.window_cells
+        if cut.holds_whole:
             self._whole = self._crop(None, self._x, workspace)
 
     def _crop(self, box: Box | None, x: Array, workspace: Workspace) -> Window:

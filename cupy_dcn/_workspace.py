@@ -8,8 +8,7 @@ pages from 4 MiB up, so one block is almost free of faults, and its size is the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,10 @@ class Workspace:
         if first + nbytes > self._block.size:
             return self._library.empty(shape, dtype)  # type: ignore[no-any-return]
         self._used = first + nbytes
-        return self._block[first : self._used].view(dtype).reshape(shape)
+        if self._library is np:
+            return np.ndarray(shape, dtype, self._block, first)  # a third of a view's time
+        memory = self._block.data + first  # type: ignore[operator]  # a CuPy memory pointer
+        return self._library.ndarray(shape, dtype, memory)  # type: ignore[no-any-return]
 
     def zeros(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """Return a C-contiguous array of zeros."""
@@ -61,11 +63,27 @@ class Workspace:
         self._library.copyto(copy, array, casting="unsafe")
         return copy
 
-    @contextmanager
-    def scope(self) -> Iterator[None]:
-        """Take back at the end what was handed out inside."""
-        used = self._used
-        try:
-            yield
-        finally:
-            self._used = used
+    def scope(self) -> Scope:
+        """Take back at the end of a ``with`` what was handed out inside."""
+        return Scope(self)
+
+
+class Scope:
+    """What a workspace hands out inside, it takes back at the end."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    def __enter__(self) -> None:
+        self._used = self._workspace._used
+
+    def __exit__(self, *error: object) -> None:
+        self._workspace._used = self._used
+
+
+@dataclass
+class Sum:
+    """A sum over tiles, which the first of them writes and the others add to."""
+
+    array: Array
+    empty: bool = True

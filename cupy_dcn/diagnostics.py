@@ -20,6 +20,7 @@ from . import _kernels
 from . import _oracle as _loops
 from ._arrays import Array, is_half, on_host
 from ._parallel import thread_count
+from ._twins import why_not_numba
 from ._warmup import usable_cupy
 
 _oracle: Any = _loops  # it has no type hints
@@ -38,6 +39,7 @@ def info() -> None:
         "platform": platform.platform(),
         "NumPy": np.__version__,
         "SciPy": _version("scipy"),
+        "Numba": f"{_version('numba')}, {why_not_numba() or 'used for NumPy arrays'}",
         **{name: _version(name) for name in OPTIONAL},
         "CuPy": _cupy_wheels(),
         "BLAS": _blas(),

@@ -1,6 +1,6 @@
 """deform_conv2d and its backward: the pipeline, stage by stage. Start reading here.
 
-    validate -> geometry -> plan -> for each tile: columns = im2col(x, offset, mask)
+    validate -> geometry -> cut -> for each tile: columns = im2col(x, offset, mask)
                                                    out     = weight @ columns + bias
 
 The backward is the same stages right to left.
@@ -8,10 +8,10 @@ The backward is the same stages right to left.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from ._arguments import (
     GRADIENTS,
@@ -19,26 +19,13 @@ from ._arguments import (
     check_grad_output,
     check_needs,
     check_out,
-    out_shape,
     validate,
 )
-from ._arrays import Array
-from ._plan import Plan, Tile
+from ._arrays import Array, compute_dtype
+from ._cut import Tile
+from ._prepared import Gradients, Prepared, empty_gradients, empty_output, prepare
 from ._twins import twin_of
-from ._workspace import Workspace
-
-
-class Gradients(NamedTuple):
-    """Gradients of ``deform_conv2d``: of x (N, C_in, H, W), offset, weight, bias and mask.
-
-    Each has the shape and dtype of its argument, and is None if it was not computed.
-    """
-
-    x: Array | None
-    offset: Array | None
-    weight: Array | None
-    bias: Array | None
-    mask: Array | None
+from ._workspace import Sum, Workspace
 
 
 def deform_conv2d(
@@ -96,7 +83,8 @@ def deform_conv2d(
         Bound of temporary memory, 64 MiB by default, whatever the batch and the resolution; besides
         it the call takes the weight's copy and 1 MiB a thread. On a GPU the copy of an image that
         takes more than half of it comes on top (backward: with the sums of its gradient, in
-        float32 for the half types).
+        float32 for the half types); and there a bound that is given is used in full, while by
+        default chunks are as large as suits the device's caches.
 
     Returns
     -------
@@ -116,6 +104,7 @@ def deform_conv2d(
     See Also
     --------
     deform_conv2d_backward : The gradients.
+    Plan : The same for many calls on arrays of one shape.
     deform_im2col : The sampling alone.
 
     Notes
@@ -134,7 +123,9 @@ def deform_conv2d(
     ``paddle.vision.ops.deform_conv2d``; the layouts are also torchvision's and ONNX's.
 
     NumPy arrays: the work is spread over as many threads as NumPy's BLAS would use, and BLAS is
-    held at one thread meanwhile; where BLAS is not OpenBLAS that takes threadpoolctl. CuPy arrays:
+    held at one thread meanwhile; where BLAS is not OpenBLAS that takes threadpoolctl. Where Numba
+    is importable, sampling is loops that it compiles at the first call with a dtype, in a second or
+    two, and keeps on disk; with ``CUPY_DCN_NUMBA=0`` in the environment it is NumPy's. CuPy arrays:
     the work is queued on the current stream, without waiting for it, in memory of the current
     allocator. Kernels are compiled at the first call of a layer: see `warmup`.
 
@@ -160,42 +151,12 @@ def deform_conv2d(
         x, offset, weight, bias, stride, padding, dilation, deformable_groups, groups, mask,
         workspace_bytes,
     )  # fmt: skip
-    geometry, twin = call.geometry, twin_of(call.x)
-    dtype = twin.columns_dtype(call.x.dtype)
     checked = None if out is None else check_out(out, call)
-    plan = _plan(call, backward=False)
-    with twin.on_device(call.x):
-        result = twin.empty(out_shape(call), call.x) if checked is None else checked
-        matrix = twin.weight_matrix(call.weight, geometry, dtype)
-        shift = None if call.bias is None else call.bias.astype(dtype, copy=False)
-        shared, workspaces = twin.allocate(plan, call.x)
-
-        def convolve(tiles: Iterable[Tile], workspace: Workspace, image: Any) -> None:
-            for tile in tiles:
-                with workspace.scope():
-                    samples = twin.locate(call.offset, call.mask, plan, tile, dtype, workspace)
-                    columns = twin.im2col(image, samples)
-                    twin.write_output(matrix, columns, shift, result, tile, geometry, workspace)
-
-        for images in plan.image_groups():
-            with shared.scope():
-                image = twin.Image(call.x, images, plan, dtype, shared)
-                twin.spread(partial(convolve, image=image), plan.tiles(images), workspaces)
+    with twin_of(call.x).on_device(call.x):
+        (prepared,) = prepare(call.geometry, call.weight, call.bias, call.workspace_bytes, (False,))
+        result = empty_output(call) if checked is None else checked
+        forward(prepared, call, result)
     return result if out is None else out  # type: ignore[no-any-return]
-
-
-def _plan(call: Arguments, backward: bool, grad_output: Array | None = None) -> Plan:
-    twin = twin_of(call.x)
-    arrays = (call.x, call.offset, call.weight, call.mask, grad_output)
-    return twin.make_plan(  # type: ignore[no-any-return]
-        call.geometry,
-        call.weight.shape[0],
-        twin.columns_dtype(call.x.dtype),
-        call.workspace_bytes,
-        backward,
-        arrays,
-        math.prod(out_shape(call)),
-    )
 
 
 def deform_conv2d_backward(
@@ -281,33 +242,57 @@ def deform_conv2d_backward(
     )  # fmt: skip
     grad_output = check_grad_output(grad_output, call)
     wanted = check_needs(needs)
-    geometry, twin = call.geometry, twin_of(call.x)
-    dtype = twin.columns_dtype(call.x.dtype)
-    plan = _plan(call, backward=True, grad_output=grad_output)
-    with twin.on_device(call.x):
-        arguments = (getattr(call, name) if name in wanted else None for name in GRADIENTS)
-        grads = Gradients(*(a if a is None else twin.empty(a.shape, a) for a in arguments))
-        matrix = twin.weight_matrix(call.weight, geometry, dtype)
+    with twin_of(call.x).on_device(call.x):
+        (prepared,) = prepare(call.geometry, call.weight, call.bias, call.workspace_bytes, (True,))
+        grads = empty_gradients(call, wanted)
+        backward(prepared, call, grad_output, grads)
+    return grads
 
-        def grad_columns_of(tile: Tile, workspace: Workspace) -> Array:
-            return twin.grad_columns(  # type: ignore[no-any-return]
-                matrix, grad_output, tile, geometry, workspace
-            )
 
-        def add_grad_weight(
-            tile: Tile, columns: Array, workspace: Workspace, total: Array | None
-        ) -> Array:
-            return twin.add_grad_weight(  # type: ignore[no-any-return]
-                grad_output, tile, columns, geometry, workspace, total
-            )
+def forward(prepared: Prepared, call: Arguments, result: Array) -> None:
+    """Write the output: tile by tile, sample, multiply."""
+    twin, geometry, dtype = twin_of(call.x), call.geometry, prepared.dtype
+    weight, bias, memory = prepared.weight, prepared.bias, prepared.memory
+    cut = twin.fit_index(prepared.cut, call.arrays(result))
 
-        total = twin.Pullback(
-            plan, dtype, *twin.allocate(plan, call.x), call.x, call.offset, call.mask,
-            grad_columns_of, None if grads.weight is None else add_grad_weight,
-            grads.x, grads.offset, grads.mask,
+    def convolve(tiles: Iterable[Tile], workspace: Workspace, image: Any) -> None:
+        for tile in tiles:
+            with workspace.scope():
+                samples = twin.locate(call.offset, call.mask, cut, tile, dtype, workspace)
+                columns = twin.im2col(image, samples)
+                twin.write_output(weight, columns, bias, result, tile, geometry, workspace)
+
+    for images in cut.image_groups():
+        with memory.shared.scope():
+            image = twin.Image(call.x, images, cut, dtype, memory.shared)
+            twin.spread(partial(convolve, image=image), cut.tiles(images), memory.workspaces)
+
+
+def backward(prepared: Prepared, call: Arguments, grad_output: Array, grads: Gradients) -> None:
+    """Write those gradients that are not None."""
+    twin, geometry, dtype = twin_of(call.x), call.geometry, prepared.dtype
+    weight, (shared, workspaces, _) = prepared.weight, prepared.memory
+    cut = twin.fit_index(prepared.cut, call.arrays(grad_output))
+
+    def grad_columns_of(tile: Tile, workspace: Workspace) -> Array:
+        return twin.grad_columns(  # type: ignore[no-any-return]
+            weight, grad_output, tile, geometry, workspace
+        )
+
+    def add_grad_weight(tile: Tile, columns: Array, workspace: Workspace, total: Sum) -> None:
+        twin.add_grad_weight(grad_output, tile, columns, geometry, workspace, total)
+
+    with ExitStack() as scopes:
+        for workspace in workspaces:
+            scopes.enter_context(workspace.scope())
+        needed = [] if grads.weight is None else workspaces
+        totals = [Sum(each.empty(weight.shape, compute_dtype(dtype))) for each in needed]
+        twin.Pullback(
+            cut, dtype, shared, workspaces, call.x, call.offset, call.mask, grad_columns_of,
+            add_grad_weight if totals else None, totals, grads.x, grads.offset, grads.mask,
         ).run()  # fmt: skip
         if grads.weight is not None:
-            grads.weight[...] = 0 if total is None else twin.weight_from_matrix(total, geometry)
-        if grads.bias is not None:
-            grads.bias[...] = twin.sum_planes(grad_output)
-    return grads
+            total = totals[0]
+            grads.weight[...] = 0 if total.empty else twin.weight_from_matrix(total.array, geometry)
+    if grads.bias is not None:
+        twin.sum_planes(grad_output, grads.bias)

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ._arrays import Array, compute_dtype, module_of, require_array, require_one_library
+from ._arrays import Array, compute_dtype, module_of, on_device, require_array, require_one_library
 from ._attributes import integer_sides, pair
-from ._twins import twin_of
 
 
 def pack_offset(dy: Array, dx: Array) -> Array:
@@ -55,7 +54,7 @@ def pack_offset(dy: Array, dx: Array) -> Array:
             " broadcast_to makes one from a constant"
         )
     images, taps, *size = dy.shape
-    with twin_of(dy).on_device(dy):
+    with on_device(dy):
         stacked: Array = module_of(dy).stack((dy, dx), axis=2)
         return stacked.reshape(images, 2 * taps, *size)
 
@@ -149,6 +148,6 @@ def sampling_grid(
         tap = np.divmod(np.arange(step.shape[1]) % taps, kernel[1])[axis] * dilations[axis]
         base = np.add.outer(tap, positions)
         base = base[:, :, None] if axis == 0 else base[:, None, :]
-        with twin_of(step).on_device(step):
+        with on_device(step):
             grids.append(step.astype(dtype) + module_of(step).asarray(base.astype(dtype)))
     return grids[0], grids[1]

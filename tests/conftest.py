@@ -1,11 +1,13 @@
-"""The turns of the libraries: NumPy, emulated CuPy, and CuPy where there is a GPU."""
+"""The turns of the libraries: NumPy by both twins, emulated CuPy, and CuPy on a GPU."""
 
 import pytest
-from libraries import count_gpus, dcn, gpu_count, has_nvrtc, libraries
+from libraries import count_gpus, dcn, gpu_count, has_numba, has_nvrtc, hosts, numba_twin, twins
 
 # All of these compile kernels. Without NVRTC the last line of a run says that none was emulated.
 NEED_NVRTC = [
     "emulator",
+    "test_chunk_gpu.py",
+    "test_counters.py",
     "test_emulated_cupy.py",
     "test_emulator.py",
     "test_gpu.py",
@@ -15,18 +17,29 @@ NEED_NVRTC = [
 collect_ignore = [] if has_nvrtc() else NEED_NVRTC
 
 
-@pytest.fixture(scope="module", params=libraries())
+@pytest.fixture(scope="module", params=twins())
 def library(request):
     """Run a module's tests once with each library that can run here."""
     with dcn.running_on(request.param):
         yield dcn
 
 
+@pytest.fixture(scope="module", params=hosts())
+def host(request):
+    """Run a module's tests on NumPy arrays once with each of their twins."""
+    with dcn.running_on(request.param):
+        yield request.param
+
+
 def pytest_terminal_summary(terminalreporter):
     """Say what ran, so that a missing GPU, or one not seen, does not go unnoticed."""
-    kinds = {"numpy": "NumPy", "emulated": "emulated CuPy", "cupy": "CuPy"}
-    said = [f"ran on arrays of {', '.join(kinds[name] for name in libraries())}"]
-    if "emulated" not in libraries():
+    kinds = {
+        "numpy": "NumPy", "numba": "NumPy by Numba", "emulated": "emulated CuPy", "cupy": "CuPy"
+    }  # fmt: skip
+    said = [f"ran on arrays of {', '.join(kinds[name] for name in twins())}"]
+    if not has_numba():
+        said.append(f"no Numba: no loop was compiled ({numba_twin()})")
+    if "emulated" not in twins():
         said.append("no NVRTC: no kernel was emulated")
     if not gpu_count():
         said.append(f"no kernel ran on a GPU ({count_gpus()[1]})")

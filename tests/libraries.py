@@ -1,4 +1,4 @@
-"""The library's functions on NumPy arrays, on emulated CuPy arrays, and on a GPU's.
+"""The library's functions on NumPy arrays by either twin, on emulated CuPy arrays, on a GPU's.
 
 Tests are written for NumPy arrays and call ``dcn``. It moves them to the library whose turn it is,
 with their memory layout, and the results back. `library` in conftest.py goes through the turns.
@@ -6,10 +6,12 @@ with their memory layout, and the results back. `library` in conftest.py goes th
 
 import contextlib
 import functools
+from unittest import mock
 
 import numpy as np
 
 import cupy_dcn
+from cupy_dcn import _cpu, _twins
 
 
 @functools.cache
@@ -45,6 +47,31 @@ def libraries():
     return ("numpy", *["emulated"] * has_nvrtc(), *["cupy"] * (gpu_count() > 0))
 
 
+@functools.cache
+def numba_twin():
+    """Return the twin of compiled loops, or the ImportError that says why there is none."""
+    try:
+        from cupy_dcn import _numba
+    except ImportError as error:
+        return error
+    return _numba
+
+
+def has_numba():
+    """Tell whether Numba's twin can run."""
+    return not isinstance(numba_twin(), ImportError)
+
+
+def hosts():
+    """Return the names of the twins for NumPy arrays that can run here."""
+    return ("numpy", *["numba"] * has_numba())
+
+
+def twins():
+    """Return the names of all twins that can run here."""
+    return (*hosts(), *libraries()[1:])
+
+
 class Functions:
     """cupy_dcn's functions, for NumPy arrays in and out whatever library computes."""
 
@@ -54,7 +81,7 @@ class Functions:
     @property
     def on_device(self):
         """Tell whether arrays are CuPy's, emulated or real."""
-        return self.name != "numpy"
+        return self.name not in ("numpy", "numba")
 
     @property
     def array_module(self):
@@ -63,10 +90,13 @@ class Functions:
 
     @contextlib.contextmanager
     def running_on(self, name):
-        """Compute with another library for a while."""
+        """Compute with another library for a while, NumPy's arrays with the twin of that name."""
         before = self.name, self._cupy
         with contextlib.ExitStack() as stack:
             cupy = None
+            host = {"numpy": _cpu, "numba": numba_twin()}.get(name)
+            if host is not None:
+                stack.enter_context(mock.patch.object(_twins, "_on_host", return_value=host))
             if name == "emulated":
                 import emulated_cupy
 

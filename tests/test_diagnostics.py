@@ -74,7 +74,15 @@ def test_info(capsys):
     assert lines["SciPy"] == importlib.metadata.version("scipy")
     assert lines["matplotlib"] == importlib.metadata.version("matplotlib")
     assert lines["threads"] == str(diagnostics.thread_count())
-    assert {"platform", "CuPy", "BLAS", "ml_dtypes", "threadpoolctl", "tqdm"} <= lines.keys()
+    assert {
+        "platform",
+        "CuPy",
+        "BLAS",
+        "Numba",
+        "ml_dtypes",
+        "threadpoolctl",
+        "tqdm",
+    } <= lines.keys()
 
 
 def info_lines(capsys):
@@ -640,7 +648,9 @@ def test_report_of_a_gpu(tools, tmp_path, monkeypatch, capsys):
     if kernels.nvrtc is not None:
         rows, _ = section(text, "Kernels")
         assert rows[0][5] == "sm_90"
-        assert [row[0] for row in rows[2:]] == [*kernels.SAMPLING, *kernels.TRANSPOSING]
+        assert [row[0] for row in rows[2:]] == [
+            *kernels.SAMPLING, *kernels.ORDERING, *kernels.TRANSPOSING
+        ]  # fmt: skip
 
     rows, _ = section(text, "Equality and repetition")
     assert [row[1] for row in rows[2:]] == list(gpu_report.DTYPES)

@@ -10,6 +10,7 @@ from pathlib import Path
 import emulated_cupy
 import pytest
 from emulator import nvrtc
+from libraries import has_numba
 
 import cupy_dcn
 from cupy_dcn import _kernels
@@ -52,7 +53,11 @@ def test_readmes_make_targets_exist():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-MODULES = [name for _, name, _ in pkgutil.iter_modules(cupy_dcn.__path__) if name != "__main__"]
+MODULES = [
+    name
+    for _, name, _ in pkgutil.iter_modules(cupy_dcn.__path__)
+    if name != "__main__" and (has_numba() or not name.endswith("_numba"))
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -82,6 +87,10 @@ def test_readmes_extras_exist():
 def test_public_docstrings_are_whole(name):
     if name == "Gradients":
         return assert_sections(cupy_dcn.Gradients.__doc__, ())
+    if name == "Plan":
+        for method in (cupy_dcn.Plan.forward, cupy_dcn.Plan.backward):
+            assert_sections(method.__doc__, ("Parameters", "Returns"))
+        return assert_sections(cupy_dcn.Plan.__doc__, ("Parameters", "Raises", "Examples"))
     sections = ("Parameters", "Returns", "Raises", "Examples")
     return assert_sections(getattr(cupy_dcn, name).__doc__, sections)
 

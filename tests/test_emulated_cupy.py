@@ -1222,6 +1222,18 @@ def test_the_log_tells_what_waits_for_the_device(cupy):
         assert [each.direction for each in log.transfers] == ["to host"]
 
 
+def test_a_rehearsal_logs_products_and_computes_nothing(cupy):
+    unwritten = cupy.empty((3, 4), np.float32)
+    with configure(execute=False), recorded() as log:
+        unwritten.dot(unwritten.T)
+        unwritten.copy()
+    (product,) = log.products
+    assert (product.bytes_read, product.bytes_written) == (2 * 48, 36)
+    assert [each.bytes_read for each in log.operations] == [48]
+    with pytest.raises(Uninitialised):
+        unwritten.dot(unwritten.T)
+
+
 def test_the_log_counts_bytes(cupy):
     with recorded() as log:
         array = cupy.asarray(np.ones((2, 3), np.float32))

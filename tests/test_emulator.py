@@ -665,6 +665,8 @@ def test_bytes_are_counted_once():
     assert (c.bytes_written, c.sectors_written) == (32 * 4, 8)
     c = counted("atomicAdd(y + i % 3, 1.f);")
     assert (c.bytes_read, c.bytes_written, c.sectors_written) == (0, 12, 1)
+    assert (c.bytes_updated, c.sectors_updated) == (12, 1)
+    assert counted("y[i] = x[i];").bytes_updated == 0
 
 
 def test_classes():

@@ -19,11 +19,11 @@ import emulated_cupy
 import ml_dtypes
 import numpy as np
 import pytest
-from cases import least_workspace
+from cases import assert_close, least_workspace
 from libraries import dcn, gpu_count, has_nvrtc, libraries
 
 import cupy_dcn
-from cupy_dcn import _kernels
+from cupy_dcn import _kernels, _oracle
 
 needs_nvrtc = pytest.mark.skipif(not has_nvrtc(), reason="no CuPy arrays without NVRTC here")
 
@@ -763,7 +763,42 @@ def test_least_workspace(function, dtype):
     least = least_workspace(call, **arguments)
     with pytest.raises(ValueError, match=f"is {least - 1}, expected at least {least}: "):
         call(**arguments, workspace_bytes=least - 1)
-    assert call(**arguments, workspace_bytes=least) is not None
+    # Numbers that float16 can add up; up to a pixel away, or hardly a sample would lie inside.
+    arguments |= {name: arguments[name] % dtype(8) for name in SHAPES if name in arguments}
+    arguments["offset"] = arguments["offset"] % dtype(5) / dtype(2) - dtype(1)
+    found = call(**arguments, workspace_bytes=least)
+    expected = by_the_oracle(function, arguments)
+    found = found if isinstance(found, tuple) else (found,)
+    assert len(found) == len(expected)
+    for ours, reference in zip(found, expected, strict=True):
+        if ours is None:
+            assert function == "deform_conv2d_backward"
+            continue
+        assert np.ptp(reference) > 0
+        assert_close(ours.astype(float), reference, NOISE[dtype])
+    assert any(ours is not None for ours in found)
+
+
+# What results may differ by from float64's, as a share of the largest.
+NOISE = dict(zip(FLOATS.values(), (1e-12, 2e-5, 2e-2, 1e-1), strict=True))
+
+
+def by_the_oracle(function, arguments):
+    """The results of plain loops in float64, as a tuple."""
+    a = {name: value.astype(float) for name, value in arguments.items() if name in SHAPES}
+    attributes = ((2, 1), (1, 1, 0, 0), (1, 1), 3)  # ATTRIBUTES in full
+    sampling = ((3, 2), *attributes)
+    if function == "deform_conv2d":
+        inputs = (a[name] for name in ("x", "offset", "weight", "bias"))
+        return (_oracle.forward(*inputs, *attributes, 2, a["mask"]),)
+    if function == "deform_conv2d_backward":
+        inputs = (a[name] for name in ("grad_output", "x", "offset", "weight"))
+        return _oracle.backward(*inputs, *attributes, 2, a["mask"])
+    if function == "deform_im2col":
+        return (_oracle.im2col(a["x"], a["offset"], *sampling, 2, a["mask"]),)
+    x = a.get("x", np.zeros(X))  # the gradient of x does not depend on it
+    grads = _oracle.backward_of_im2col(a["grad_columns"], x, a["offset"], *sampling, a["mask"])
+    return grads[:1] if function == "deform_col2im" else grads[1:]
 
 
 PACKAGE = Path(cupy_dcn.__file__).parent
@@ -773,6 +808,7 @@ def raise_sites():
     """Where the functions of the table and the modules behind them raise: {(file, line): last}."""
     sites = {}
     inner = set(PACKAGE.glob("_[!_]*.py")) - {PACKAGE / "_warmup.py"}  # it takes no arrays
+    inner -= {PACKAGE / "_plan_arguments.py"}  # for test_plan.py
     for path in (*inner, PACKAGE / "functional.py", PACKAGE / "offsets.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Raise):
@@ -821,7 +857,8 @@ def test_every_raise_is_reached(tmp_path):
             for _, case, function in (run for run in RUNS if run[0] == library):
                 reached.add(site_of(failing(case, function), sites))
     files = {
-        "_arguments.py", "_arrays.py", "_attributes.py", "_kernels.py", "_plan.py", "_plan_gpu.py",
+        "_arguments.py", "_arrays.py", "_attributes.py", "_kernels.py", "_cut_cpu.py",
+        "_cut_gpu.py",
         "offsets.py",
     }  # fmt: skip
     assert files <= {name for name, _ in sites}

@@ -10,9 +10,25 @@ import numpy as np
 import pytest
 
 import cupy_dcn
+from cupy_dcn import _cpu
+from cupy_dcn._columns_cpu import BLOCK_BYTES
+from cupy_dcn._cut_cpu import BACKWARD_WORDS, FORWARD_WORDS
 from cupy_dcn._parallel import thread_count
+from cupy_dcn._twins import twin_of
+from cupy_dcn._workspace import Workspace
 
 MIB = 2**20
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled(host):
+    """Have Numba's loops compiled, or loaded, before anything is traced."""
+    for dtype in (np.float32, np.float64):
+        for channels, budget in ((1, 50_000), (16, None)):  # the first through windows
+            x, offset, weight, mask, grad_output = arrays(1, channels, (64, 64), dtype=dtype)
+            settings = {"padding": 1, "mask": mask, "workspace_bytes": budget}
+            cupy_dcn.deform_conv2d(x, offset, weight, **settings)
+            cupy_dcn.deform_conv2d_backward(grad_output, x, offset, weight, **settings)
 
 
 def peak_beside_results(function, *args, **kwargs):
@@ -102,3 +118,79 @@ def test_windows_give_what_whole_images_give(channels):
         for one, other in zip(gradients, others, strict=True):
             if one is not None:
                 np.testing.assert_allclose(other, one, atol=1e-12 * np.abs(one).max())
+
+
+class Meter(Workspace):
+    """A workspace that knows the most it handed out at a time."""
+
+    most = 0
+
+    def empty(self, shape, dtype):
+        array = super().empty(shape, dtype)
+        assert np.shares_memory(array, self._block), "more than there is was asked for"
+        self.most = max(self.most, self._used)
+        return array
+
+
+each_setting = pytest.mark.parametrize("setting", ["plain", "v1", "infinite mask", "far"])
+
+
+def run_both(made, setting, **more):
+    """Call forward and backward."""
+    x, offset, weight, mask, grad_output = made
+    far = 2**25 if setting == "far" else 1  # cancels out, and takes locations in float64
+    mask = None if setting == "v1" else mask
+    if setting == "infinite mask":
+        mask = np.full_like(mask, np.inf)
+    more |= {"padding": far, "dilation": far, "mask": mask}
+    with np.errstate(all="ignore"):
+        cupy_dcn.deform_conv2d(x, offset, weight, **more)
+        cupy_dcn.deform_conv2d_backward(grad_output, x, offset, weight, **more)
+
+
+@each_setting
+@pytest.mark.parametrize("channels", [1, 4, 5, 16])
+def test_words_that_live_at_once(monkeypatch, channels, setting):
+    twin = twin_of(np.empty(0))
+    taken, allocate = [], twin.allocate
+
+    def metered(cuts, like):
+        (memory,) = allocate(cuts, like)
+        taken.append((cuts[0], Meter.of(2**26)))  # more than there is, so that all is counted
+        return [memory._replace(workspaces=[taken[-1][1]])]
+
+    monkeypatch.setattr(twin, "allocate", metered)
+    monkeypatch.setattr(_cpu, "thread_count", lambda: 1)
+    run_both(arrays(1, channels, (64, 64), 4), setting, workspace_bytes=2**25)
+    for (cut, meter), bound in zip(taken, (FORWARD_WORDS, BACKWARD_WORDS), strict=True):
+        backward = bound == BACKWARD_WORDS
+        columns = cut.tile_pixels * 4 * ((2 if backward else 1) * 9 * channels + 2 * 4)
+        window = cut.image_bytes if backward else 0
+        gathered = BLOCK_BYTES if backward else 0  # of the fixed part
+        besides = meter.most - window - columns - cut.weight_bytes - gathered
+        assert cut.tile_pixels * cut.tile_count >= 64 * 64
+        words = besides / (4 * 9 * cut.tile_pixels)
+        assert words <= bound
+        if twin is _cpu:  # compiled loops keep few words a sample, but are cut as NumPy's are
+            assert words > bound / 4
+
+
+@each_setting
+@pytest.mark.parametrize("budget", [2**25, 400_000])
+@pytest.mark.parametrize(
+    ("channels", "groups", "dtype"),
+    [(3, 1, np.float32), (4, 2, np.float16), (12, 2, np.float64), (16, 1, np.float16)],
+)
+def test_workers_get_all_they_ask_for(monkeypatch, channels, groups, dtype, budget, setting):
+    empty, asked = Workspace.empty, []
+
+    def within(workspace, shape, kind):
+        array = empty(workspace, shape, kind)
+        asked.append(array.nbytes == 0 or np.may_share_memory(array, workspace._block))
+        return array
+
+    monkeypatch.setattr(Workspace, "empty", within)
+    made = arrays(1, channels, (64, 64), 4, groups, dtype)
+    run_both(made, setting, groups=groups, workspace_bytes=budget)
+    assert len(asked) > 10
+    assert all(asked)

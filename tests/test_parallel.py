@@ -8,8 +8,10 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import cupy_dcn
-from cupy_dcn import _blas, _parallel, _plan
+from cupy_dcn import _blas, _cut_cpu, _parallel
 from cupy_dcn._workspace import Workspace
+
+pytestmark = pytest.mark.usefixtures("host")
 
 
 def blas_threads():
@@ -20,8 +22,8 @@ def blas_threads():
 @pytest.fixture
 def call(monkeypatch):
     """Return arrays and attributes of a call that is cut into several tiles a worker."""
-    monkeypatch.setattr(_plan, "TILE_SAMPLES", 2_000)
-    monkeypatch.setattr(_plan, "PARALLEL_ELEMENTS", 0)
+    monkeypatch.setattr(_cut_cpu, "TILE_SAMPLES", 2_000)
+    monkeypatch.setattr(_cut_cpu, "PARALLEL_ELEMENTS", 0)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 12, 30, 40), np.float32)
     offset = 2 * rng.standard_normal((2, 36, 30, 40), np.float32)

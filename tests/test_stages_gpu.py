@@ -1,11 +1,11 @@
-"""The stages and the helpers of offsets on CuPy arrays: their device, and what the plan is told."""
+"""The stages and the helpers of offsets on CuPy arrays: their device, and what the cut is told."""
 
 import numpy as np
 import pytest
 from libraries import dcn
 
 import cupy_dcn
-from cupy_dcn import _gpu, _plan_gpu
+from cupy_dcn import _cut_gpu, _gpu
 
 STAGES = {
     "deform_im2col": lambda a: cupy_dcn.deform_im2col(a["x"], a["offset"], 3, mask=a["mask"]),
@@ -24,22 +24,45 @@ def stage_arrays(library):
     return {name: library.ones(shape, np.float32) for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_array_of_a_stage_counts(stage, monkeypatch):
+def seen_by_the_index(monkeypatch, call):
+    """Return how many elements the arrays have that a call's width of index is chosen by."""
     taken = []
 
-    def plan_chunks(*args):
-        taken.append(args[-1])
-        return _plan_gpu.plan_chunks(*args)
+    def fit_index(cut, arrays):
+        taken.extend(arrays)
+        return _cut_gpu.fit_index(cut, arrays)
 
-    monkeypatch.setattr(_gpu, "plan_chunks", plan_chunks)
+    monkeypatch.setattr(_gpu, "fit_index", fit_index)
+    call()
+    return {array.size for array in taken}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_array_of_a_stage_counts(stage, monkeypatch):
     with dcn.running_on("emulated"):
         arrays = stage_arrays(dcn.array_module)
-        STAGES[stage](arrays)
-        spans = {1 * 1 * 12 * 9 * 2}  # of the columns, given or made
-        used = {"x", "offset", "mask"} - ({"x"} if stage == "deform_col2im" else set())
-        spans |= {arrays[name].size for name in used}
-    assert spans <= set(taken[0])
+        seen = seen_by_the_index(monkeypatch, lambda: STAGES[stage](arrays))
+        used = {"x", "offset", "mask", "columns"} - ({"x"} if stage == "deform_col2im" else set())
+        assert {arrays[name].size for name in used} <= seen
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_every_array_of_a_call_counts(backward, monkeypatch):
+    with dcn.running_on("emulated"):
+        arrays = stage_arrays(dcn.array_module)
+        del arrays["columns"]
+        arrays["weight"] = dcn.array_module.ones((7, 2, 3, 3), np.float32)
+        arrays["bias"] = dcn.array_module.ones(7, np.float32)
+        output = dcn.array_module.ones((1, 7, 3, 4), np.float32)
+        if backward:
+            seen = seen_by_the_index(
+                monkeypatch, lambda: cupy_dcn.deform_conv2d_backward(output, **arrays)
+            )
+        else:
+            seen = seen_by_the_index(monkeypatch, lambda: cupy_dcn.deform_conv2d(**arrays))
+        sizes = {array.size for array in (*arrays.values(), output)}
+        assert len(sizes) == 6
+        assert sizes <= seen
 
 
 @pytest.mark.parametrize("stage", [*STAGES, "pack_offset", "sampling_grid"])

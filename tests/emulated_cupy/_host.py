@@ -14,6 +14,7 @@ from emulator import Misaligned
 from . import _devices
 from ._layout import Shape, byte_range
 from ._memory import MemoryPointer, require_written
+from ._settings import settings
 
 
 def read(
@@ -24,7 +25,8 @@ def read(
         return np.empty(shape, dtype)
     with _devices.lock:
         values, written = _views(pointer, shape, strides, dtype)
-        require_written(written, reader)
+        if settings.execute:
+            require_written(written, reader)
         return values.copy()
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel of a RawModule; ``counters`` is what the emulator counted."""
+    """A kernel of a RawModule; ``counters`` is what the emulator counted, None in a rehearsal;
+    ``code`` is the source it was compiled from.
+    """
 
     name: str
     grid: tuple[int, ...]
@@ -23,6 +25,7 @@ class Launch:
     device: int
     stream: int
     counters: Any
+    code: str | None = field(repr=False)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from ._dtypes import BFLOAT16
 from ._host import read, write
 from ._log import Product, record
 from ._memory import MemoryPointer, UnownedMemory
+from ._settings import settings
 from ._streams import current_pointer
 
 OP_N, OP_T, OP_C = 0, 1, 2
@@ -160,7 +161,10 @@ class Call:
         if 0 in (self.m, self.n, self.batch):
             return
         with _devices.lock:
-            self._run()
+            alpha, beta = self._factors()
+            if settings.execute:
+                self._compute(alpha, beta)
+            self._record(float(alpha), float(beta))
 
     def _validate(self) -> None:
         if min(self.m, self.n, self.k, self.batch) < 0:
@@ -172,7 +176,7 @@ class Call:
         kinds = _COMBINATIONS[self.compute_type.removesuffix("_PEDANTIC")]
         if self.a.type != self.b.type or self.c.type not in kinds.get(self.a.type, ()):
             raise CUBLASError(NOT_SUPPORTED)
-        if 0 not in (self.m, self.n, self.batch):
+        if 0 not in (self.m, self.n, self.batch) and settings.execute:
             self._validate_places()
 
     def _validate_places(self) -> None:
@@ -190,26 +194,25 @@ class Call:
             if near and _meet(self.c, operand, self.batch):
                 raise Race(f"{self.function}: C overlaps {name}")
 
-    def _run(self) -> None:
+    def _factors(self) -> tuple[Any, Any]:
         scale = self._scale_dtype()
-        alpha, beta = self._scalar(self.alpha, scale), self._scalar(self.beta, scale)
+        return self._scalar(self.alpha, scale), self._scalar(self.beta, scale)
+
+    def _compute(self, alpha: Any, beta: Any) -> None:
+        scale = self._scale_dtype()
         accumulate = np.float32 if scale == np.float16 else scale
         result = np.zeros((self.batch, self.m, self.n), accumulate)
-        nbytes = 0
         if alpha != 0 and self.k:
             a = self._operand("A", self.a, self.transa, accumulate)
             b = self._operand("B", self.b, self.transb, accumulate)
-            nbytes = self.a.distinct_bytes(self.batch) + self.b.distinct_bytes(self.batch)
             with np.errstate(all="ignore"):
                 result = np.matmul(a, b).astype(scale) * alpha
         if beta != 0:
-            nbytes += self.c.distinct_bytes(self.batch)
             with np.errstate(all="ignore"):
                 before = self.c.read(self.batch, f"{self.function} (C)").astype(scale)
                 result = result + before * beta
         with np.errstate(all="ignore"):
             self.c.write(self.batch, result.astype(self.c.dtype))
-        self._record(float(alpha), float(beta), nbytes)
 
     def _scale_dtype(self) -> np.dtype[Any]:
         if "_16F" in self.compute_type and "32F" not in self.compute_type:
@@ -232,7 +235,9 @@ class Call:
         values = values.astype(dtype)
         return values if transposed == OP_N else values.swapaxes(1, 2)
 
-    def _record(self, alpha: float, beta: float, nbytes: int) -> None:
+    def _record(self, alpha: float, beta: float) -> None:
+        read = [self.a, self.b] if alpha and self.k else []
+        read += [self.c] if beta else []
         record(
             Product(
                 function=self.function,
@@ -248,7 +253,7 @@ class Call:
                 compute_type=self.compute_type,
                 alpha=alpha,
                 beta=beta,
-                bytes_read=nbytes,
+                bytes_read=sum(each.distinct_bytes(self.batch) for each in read),
                 bytes_written=self.c.distinct_bytes(self.batch),
                 device=get_device_id(),
                 stream=current_pointer(),

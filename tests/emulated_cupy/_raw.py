@@ -112,19 +112,22 @@ class RawKernel:
     ) -> None:
         module = compiled(self.code, self.file_path, self.options)
         device = get_device_id()
-        with _devices.lock:
-            counters = module.launch(
-                self.name,
-                grid=grid,
-                block=block,
-                arguments=arguments,
-                memory=device_memory(device),
-                shared_bytes=shared_mem,
-                shared_limit=self.shared_size_bytes + self.max_dynamic_shared_size_bytes,
-                count=settings.count,
-                check=settings.check,
-            )
-        record(Launch(self.name, grid, block, shared_mem, device, pointer_of(stream), counters))
+        counters = None
+        if settings.execute:
+            with _devices.lock:
+                counters = module.launch(
+                    self.name,
+                    grid=grid,
+                    block=block,
+                    arguments=arguments,
+                    memory=device_memory(device),
+                    shared_bytes=shared_mem,
+                    shared_limit=self.shared_size_bytes + self.max_dynamic_shared_size_bytes,
+                    count=settings.count,
+                    check=settings.check,
+                )
+        on = device, pointer_of(stream)
+        record(Launch(self.name, grid, block, shared_mem, *on, counters, self.code))
 
     # What a compiler down to machine code would know (registers, local memory) is -1, as CuPy
     # answers for attributes that a toolkit doesn't have.

@@ -102,6 +102,22 @@ def getDeviceProperties(device: int) -> dict[str, Any]:
     }
 
 
+def deviceGetAttribute(attrib: int, device: int) -> int:
+    """Return an attribute of a device, of those that the library asks for."""
+    properties = getDeviceProperties(device)
+    return int(  # the numbers are cudaDeviceAttr's
+        {
+            13: settings.clock_khz,
+            16: properties["multiProcessorCount"],
+            36: settings.memory_khz,
+            37: settings.memory_bits,
+            38: properties["l2CacheSize"],
+            75: properties["major"],
+            76: properties["minor"],
+        }[attrib]
+    )
+
+
 def memsetAsync(ptr: int, value: int, size: int, stream: int) -> None:
     """Fill device memory with one byte value."""
     _at(ptr).memset_async(c_int(value), c_size(size), _OfPointer(stream))

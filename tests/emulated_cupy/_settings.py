@@ -10,7 +10,11 @@ from typing import Any
 
 @dataclass
 class Settings:
-    """The machine; ``count`` and ``check`` go to the emulator's launches."""
+    """The machine; ``count`` and ``check`` go to the emulator's launches.
+
+    Without ``execute`` kernels and products are refused and logged as ever but compute nothing, and
+    what they would have written may be read: a rehearsal of calls too large to be emulated.
+    """
 
     compute_capability: str = "90"
     devices: int = 2
@@ -18,8 +22,12 @@ class Settings:
     multiprocessors: int = 132
     shared_bytes_optin: int = 227 * 1024
     l2_bytes: int = 50 * 2**20
+    clock_khz: int = 1_980_000
+    memory_khz: int = 2_619_000
+    memory_bits: int = 5120
     count: bool = False
     check: bool = True
+    execute: bool = True
 
 
 settings = Settings()

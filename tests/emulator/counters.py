@@ -55,7 +55,8 @@ class Counters:
     A *request* is a warp's execution of a memory instruction (one for each allocation it touches);
     its *sectors* are the distinct 32-byte sectors its threads touch. ``bank_conflicts`` are the
     extra wavefronts of shared memory. ``bytes_read``, ``bytes_written`` and the ``sectors_`` beside
-    them count every byte or sector of global memory once a launch; atomics count as written.
+    them count every byte or sector of global memory once a launch; atomics count as written, and
+    the ``_updated`` are those among them that atomics touched.
     """
 
     launches: int = 0
@@ -77,6 +78,8 @@ class Counters:
     bytes_written: int = 0
     sectors_read: int = 0
     sectors_written: int = 0
+    bytes_updated: int = 0
+    sectors_updated: int = 0
     classes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CLASSES, 0))
 
     def __add__(self, other: Counters) -> Counters:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .memory import Allocation
 
 LIMIT = 4_000_000
+USES = {"load": ("read",), "store": ("written",), "atomic": ("written", "updated")}
 
 
 class Entry(NamedTuple):
@@ -115,9 +116,9 @@ class Journal:
 
     def _touch(self, access: Access, store: Allocation, entries: list[Entry]) -> None:
         """Mark the bytes read or written, once a launch."""
-        read = access.kind == "load"
-        marks = self.batch.launch.touched(store, read)
         width = min(access.width, 8)
-        view = marks.view(f"u{width}").reshape(-1, access.width // width)
-        for entry in entries:
-            view[entry.index] = np.iinfo(view.dtype).max // 255
+        for use in USES[access.kind]:
+            marks = self.batch.launch.touched(store, use)
+            view = marks.view(f"u{width}").reshape(-1, access.width // width)
+            for entry in entries:
+                view[entry.index] = np.iinfo(view.dtype).max // 255

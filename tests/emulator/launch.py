@@ -60,7 +60,7 @@ class Launch:
         self.asked: set[Allocation] = set()
         self.races = Races()
         self.counters = Counters()
-        self._marks: dict[tuple[Allocation, bool], Any] = {}
+        self._marks: dict[tuple[Allocation, str], Any] = {}
 
     def run(self) -> Counters:
         """Run all blocks."""
@@ -76,9 +76,9 @@ class Launch:
                 Batch(self, first, min(per_batch, self.blocks_in_grid - first)).run()
         return self._totals() if self.count else self.counters
 
-    def touched(self, store: Allocation, read: bool) -> Any:
-        """Return the marks of the bytes this launch read or wrote."""
-        key = store, read
+    def touched(self, store: Allocation, use: str) -> Any:
+        """Return the marks of the bytes this launch read, wrote or updated by atomics."""
+        key = store, use
         if key not in self._marks:
             self._marks[key] = np.zeros(store.bytes.size, np.uint8)
         return self._marks[key]
@@ -94,8 +94,7 @@ class Launch:
         counters.thread_instructions = int(classes.sum())
         sizes = [len(block.instructions) for block in self.kernel.blocks]
         counters.warp_instructions = int(np.dot(self.warps_at, sizes))
-        for (_, read), marks in self._marks.items():
-            name = "read" if read else "written"
+        for (_, name), marks in self._marks.items():
             touched = int(np.count_nonzero(marks))
             sectors = int(np.count_nonzero(marks.view(np.uint64).reshape(-1, 4).any(axis=1)))
             setattr(counters, f"bytes_{name}", getattr(counters, f"bytes_{name}") + touched)

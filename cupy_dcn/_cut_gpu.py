@@ -4,7 +4,8 @@ Temporary memory is one chunk of columns, used again by the resampled columns in
 the channels-last copies of the images being sampled (backward: and the sums of their gradients):
 
     chunk:  pixels * itemsize * (K*C_in + C_out)
-    copies: images * (H + 3) * (W + 1) * C_in * itemsize (backward: + the itemsize of the sums)
+    copies: images * (H + 3) * (W + 1) * C_in * itemsize (backward: + the itemsize of the sums),
+            C_in rounded up as _specialisation.copy_channels says
 
 Both stay under the budget, except that one image's copies may come on top of half of it: an image
 cannot be sampled in part. Worked examples at 64 MiB, float32: x (2, 64, 56, 56) -> 64, 3x3: both
@@ -14,18 +15,25 @@ copy of 4.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from ._arrays import Array
+from ._chunk_gpu import Chip, chunk_pixels
+from ._cut import Cut
 from ._geometry import Geometry
-from ._plan import Plan
-from ._workspace import ALIGNMENT, Workspace
+from ._specialisation import copy_channels
 
 # The limits of a launch: blocks along y and z; the fewest output rows of a block (geometry.cuh).
 MOST_BLOCKS = 2**16 - 1
-LEAST_TILE_HEIGHT = 4
+LEAST_TILE_HEIGHT = 2
+# Of sampling points that are ordered: a place of two numbers, and the order; and of cells: a count.
+POINT_BYTES, CELL_BYTES = 12, 4
 LARGEST_DIMENSION = 2**31 - 1  # cuBLAS takes the sizes of matrices as int
 
 
@@ -34,23 +42,28 @@ def copy_cells(geometry: Geometry) -> int:
     return (geometry.height + 3) * (geometry.width + 1)
 
 
-def plan_chunks(
+def cut_chunks(
     geometry: Geometry,
     out_channels: int,
     itemsize: int,
     sum_itemsize: int,
     workspace_bytes: int,
     backward: bool,
-    extents: Iterable[int],
-) -> Plan:
+    chip: Chip | None = None,
+    sorts: bool = False,
+) -> Cut:
     """Cut a call into chunks of several images, or of one image's rows.
 
-    ``extents`` are the elements that the arrays of the call span.
+    As large as the budget lets them be, unless ``chip`` is known: see _chunk_gpu.py. Where the
+    backward ``sorts`` its sampling points, see _order_gpu.py, their order comes on top.
     """
     elements = geometry.taps * geometry.channels
     pixel_bytes = itemsize * (elements + out_channels)
-    cell_bytes = geometry.channels * (itemsize + (sum_itemsize if backward else 0))
-    copy_bytes = copy_cells(geometry) * cell_bytes
+    image_elements = copy_cells(geometry) * copy_channels(geometry, itemsize)
+    copy_bytes = image_elements * (itemsize + (sum_itemsize if backward else 0))
+    if sorts:
+        pixel_bytes += POINT_BYTES * geometry.taps * geometry.deformable_groups
+        copy_bytes += CELL_BYTES * copy_cells(geometry) * geometry.deformable_groups
     least = 2 * pixel_bytes
     if workspace_bytes < least:
         raise ValueError(
@@ -74,11 +87,35 @@ def plan_chunks(
             geometry.out_pixels,
             LARGEST_DIMENSION,
         )
-    sizes = (*extents, tile_pixels * elements, held * copy_cells(geometry) * geometry.channels)
+    if chip is not None and tile_pixels:
+        tile_pixels = chunk_pixels(geometry, out_channels, itemsize, tile_pixels, backward, chip)
+    sizes = (tile_pixels * elements, held * image_elements)
     index = index_dtype(sizes, geometry)
-    return Plan(
-        geometry, held, None, tile_pixels, 1, held * copy_bytes, tile_pixels * pixel_bytes, index
-    )
+    weight_bytes = out_channels * geometry.group_channels * geometry.taps * sum_itemsize
+    return Cut(
+        geometry, held, None, tile_pixels, 1, held * copy_bytes, tile_pixels * pixel_bytes,
+        weight_bytes if backward else 0, index, sorts,
+    )  # fmt: skip
+
+
+def fit_index(cut: Cut, arrays: Iterable[Array]) -> Cut:
+    """Return a cut whose kernels can count the elements that a call's arrays span, too."""
+    if cut.index == np.int64:
+        return cut
+    index = index_dtype(map(extent, arrays), cut.geometry)
+    return cut if index == cut.index else replace(cut, index=index)
+
+
+def extent(array: Array) -> int:
+    """Return the elements an array has, or spans in memory if that is more."""
+    return _extent(array.shape, array.strides, array.itemsize)
+
+
+@functools.lru_cache(maxsize=1024)  # asked for every array of every call
+def _extent(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> int:
+    steps = zip(shape, strides, strict=True)
+    reach = sum(max(size - 1, 0) * abs(stride) for size, stride in steps)
+    return max(math.prod(shape), int(reach) // itemsize + 1)
 
 
 def index_dtype(sizes: Iterable[int], geometry: Geometry) -> np.dtype[Any]:
@@ -86,10 +123,3 @@ def index_dtype(sizes: Iterable[int], geometry: Geometry) -> np.dtype[Any]:
     # A location within reach, 2^30 to either side, must not overflow either (bilinear.cuh).
     narrow = max(sizes, default=0) <= 2**31 - 1 and geometry.farthest < 2**30
     return np.dtype(np.int32 if narrow else np.int64)
-
-
-def allocate_chunks(plan: Plan, library: Any) -> tuple[Workspace, list[Workspace]]:
-    """Allocate a plan's temporary memory in one piece: the copies' part and the chunk's."""
-    image_bytes, chunk_bytes = plan.image_bytes + 3 * ALIGNMENT, plan.worker_bytes + 3 * ALIGNMENT
-    block = Workspace.of(image_bytes + chunk_bytes + 2 * ALIGNMENT, library)
-    return block.part(image_bytes), [block.part(chunk_bytes)]
