@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cupy_dcn import _kernels
+from cupy_dcn._depthwise_gpu import is_direct
 from cupy_dcn._geometry import Geometry
 from cupy_dcn._order_gpu import may_pay
 from cupy_dcn._specialisation import Wants, order_macros, sampling_macros, transpose_macros
@@ -33,6 +34,7 @@ OPTIONS = ("-std=c++17", "-ftz=true", "--device-as-default-execution-space")
 VERBOSE = ("--ptxas-options=-v",)
 WANTS = {
     "deform_im2col": None,
+    "deform_depthwise": None,
     "deform_col2im": Wants(grad_x=True),
     "deform_coord_grad": Wants(grad_offset=True, grad_mask=True),
     "deform_backward": Wants(True, True, True, True),
@@ -86,6 +88,8 @@ class Layer(NamedTuple):
 
     def has(self, name):
         """Tell whether a call with such a layer can come to one of the kernels."""
+        if name == "deform_depthwise":
+            return is_direct(self.geometry, self.channels, dtype_of(self.dtype))
         ordered = name in ORDERING or name == "deform_backward_sorted"
         return not ordered or (may_pay(self.geometry) and self.index == "int32")
 
@@ -115,6 +119,10 @@ OTHERS = (
     Layer("float32", 3, 17),
     Layer("float16", 3, 64, deformable_groups=8),
     Layer("float32", 3, 32, groups=32),
+    Layer("float16", 3, 64, groups=64),
+    Layer("float64", 5, 64, groups=64),
+    Layer("float32", 5, 3, groups=3),
+    Layer("bfloat16", 7, 20, groups=20, deformable_groups=2),
     Layer("float32", 3, 64, masked=False),
     Layer("float16", 3, 64, offset="float32"),
     Layer("bfloat16", 3, 64, offset="float32", masked=False),

@@ -47,16 +47,17 @@ class Samples:
     def launch(
         self,
         name: str,
-        columns: Array,
+        columns: Array | None,
         *arrays: Array | None,
         wants: Wants | None = None,
     ) -> None:
         """Run a kernel over the tile's points; ``columns`` is one of its arguments, ``arrays``."""
         tile, mask = self.tile, self.mask
         rectangle = (tile.rows.start, tile.columns.start, *self.size)
+        pixels = 0 if columns is None else self._group_pixels(columns)
         prepared = sampling_launch(
             self.cut.geometry, self.cut.index, self.dtype, wants, rectangle, tile.image_count,
-            self._group_pixels(columns), self.offset.dtype, element_strides(self.offset),
+            pixels, self.offset.dtype, element_strides(self.offset),
             None if mask is None else mask.dtype,
             NO_STRIDES if mask is None else element_strides(mask),
         )  # fmt: skip
@@ -64,7 +65,7 @@ class Samples:
         if name == "deform_backward_sorted":
             prepared = prepared.over_points(self.points)
             arguments = (np.int32(self.points), *arrays)
-        prepared.run(cupy_of(columns), name, arguments)
+        prepared.run(cupy_of(self.offset), name, arguments)
 
     @property
     def points(self) -> int:

@@ -34,6 +34,7 @@ __all__ = [
     "add_grad_weight",
     "allocate",
     "columns_dtype",
+    "convolve_directly",
     "empty",
     "fit_index",
     "grad_columns",
@@ -55,6 +56,14 @@ __all__ = [
 def columns_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype of a tile's columns."""
     return compute_dtype(dtype)
+
+
+def convolve_directly(
+    weight: Array, image: Image, samples: object, bias: Array | None, out: Array
+) -> bool:
+    """Tell that there is no way here but columns and a product."""
+    del weight, image, samples, bias, out
+    return False
 
 
 def make_cut(

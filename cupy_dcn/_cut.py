@@ -56,6 +56,7 @@ class Cut:
     worker_bytes: int  # each
     weight_bytes: int = 0  # each worker's for the gradient of the weight, beyond the budget
     index: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.int64))  # of kernels
+    direct: bool = False  # whether a forward needs no columns
     sorts: bool = False  # whether a backward orders its sampling points by cell
 
     @property

@@ -51,11 +51,13 @@ def cut_chunks(
     backward: bool,
     chip: Chip | None = None,
     sorts: bool = False,
+    direct: bool = False,
 ) -> Cut:
     """Cut a call into chunks of several images, or of one image's rows.
 
     As large as the budget lets them be, unless ``chip`` is known: see _chunk_gpu.py. Where the
-    backward ``sorts`` its sampling points, see _order_gpu.py, their order comes on top.
+    backward ``sorts`` its sampling points, see _order_gpu.py, their order comes on top. A
+    ``direct`` forward, see _depthwise_gpu.py, has no columns: its chunks are whole images.
     """
     elements = geometry.taps * geometry.channels
     pixel_bytes = itemsize * (elements + out_channels)
@@ -72,6 +74,8 @@ def cut_chunks(
             f" {out_channels}, of {itemsize} bytes);"
             f" pass workspace_bytes={least} or more"
         )
+    if direct:
+        pixel_bytes, chip = 0, None
     together = workspace_bytes // (geometry.out_pixels * pixel_bytes + copy_bytes)
     rows = LEAST_TILE_HEIGHT * MOST_BLOCKS
     held = max(min(together, geometry.images, MOST_BLOCKS), 1)
@@ -82,7 +86,7 @@ def cut_chunks(
     else:
         available = max(workspace_bytes - copy_bytes, workspace_bytes // 2)
         tile_pixels = min(
-            available // pixel_bytes,
+            available // max(pixel_bytes, 1),
             rows * geometry.out_width,
             geometry.out_pixels,
             LARGEST_DIMENSION,
@@ -94,7 +98,7 @@ def cut_chunks(
     weight_bytes = out_channels * geometry.group_channels * geometry.taps * sum_itemsize
     return Cut(
         geometry, held, None, tile_pixels, 1, held * copy_bytes, tile_pixels * pixel_bytes,
-        weight_bytes if backward else 0, index, sorts,
+        weight_bytes if backward else 0, index, direct, sorts,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from ._chunk_gpu import chip_of
 from ._columns_gpu import Image, im2col, locate, tile_of_columns, write_columns
 from ._cut import DEFAULT_WORKSPACE, Cut, Memory, Tile, Tiles, allocate_block
 from ._cut_gpu import cut_chunks, fit_index
+from ._depthwise_gpu import convolve_directly, is_direct
 from ._geometry import Geometry
 from ._matmul_gpu import (
     add_grad_weight,
@@ -36,6 +37,7 @@ __all__ = [
     "add_grad_weight",
     "allocate",
     "columns_dtype",
+    "convolve_directly",
     "empty",
     "fit_index",
     "grad_columns",
@@ -75,8 +77,9 @@ def make_cut(
             chip = chip_of(cupy, cupy.cuda.runtime.getDevice(), dtype.itemsize)
     sorts = backward and pays(geometry, dtype, reduces_vectors(sys.modules["cupy"]))
     return cut_chunks(
-        geometry, out_channels, dtype.itemsize, sums, workspace_bytes, backward, chip, sorts
-    )
+        geometry, out_channels, dtype.itemsize, sums, workspace_bytes, backward, chip, sorts,
+        direct=not backward and is_direct(geometry, out_channels, dtype),
+    )  # fmt: skip
 
 
 def allocate(cuts: Sequence[Cut], like: Array) -> list[Memory]:
@@ -93,7 +96,9 @@ def load_kernels(
     like: Array,
 ) -> None:
     """Compile a layer's kernels for the current device."""
-    wanted = layer_kernels(cut.geometry, dtype, offset, mask, cut.index, backward, cut.sorts_here)
+    wanted = layer_kernels(
+        cut.geometry, dtype, offset, mask, cut.index, backward, cut.sorts_here, cut.direct
+    )
     load(cupy_of(like), wanted)
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from . import _kernels
 from ._arrays import SUPPORTED, is_half, is_supported
 from ._attributes import came, geometry_of, is_integer, pair
+from ._depthwise_gpu import is_direct
 from ._geometry import Geometry
 from ._order_gpu import may_pay
 from ._specialisation import Macros, Wants, order_macros, sampling_macros, transpose_macros
@@ -130,6 +131,11 @@ def kernels_of(
     if backward and may_pay(geometry):  # which depends on the images' size and on the device
         sorting = layer_kernels(geometry, x, offset, factor if mask else None, INDEX, True, True)
         found += [each for each in sorting if each not in found]
+    if is_direct(geometry, geometry.channels, x):  # with as many output channels
+        direct = layer_kernels(
+            geometry, x, offset, factor if mask else None, INDEX, False, direct=True
+        )
+        found += [each for each in direct if each not in found]
     return found
 
 
@@ -141,22 +147,25 @@ def layer_kernels(
     index: np.dtype[Any],
     backward: object,
     sorts: bool = False,
+    direct: bool = False,
 ) -> list[tuple[str, Macros]]:
     """Return the names and macros of the kernels of a forward, and of a backward if asked for.
 
-    ``sorts``: of a backward that orders its sampling points.
+    ``direct``: of a forward without columns; ``sorts``: of a backward that orders its sampling
+    points.
     """
     sampled = geometry, x, offset, mask, index
     transposing = transpose_macros(geometry, x, index)
     pulling = sampling_macros(*sampled, Wants(True, True, mask is not None, True))
     macros: dict[str, Macros] = {
         "deform_im2col": sampling_macros(*sampled),
+        "deform_depthwise": sampling_macros(*sampled),
         "deform_backward": pulling,
         "deform_backward_sorted": pulling,
         "to_channels_last": transposing,
         "from_channels_last": transposing,
     }
-    names: tuple[str, ...] = FORWARD
+    names: tuple[str, ...] = ("to_channels_last", "deform_depthwise") if direct else FORWARD
     if backward:
         names += (*SORTED, "from_channels_last") if sorts else BACKWARD
     return [(name, macros.get(name, order_macros(geometry, x, offset))) for name in names]

@@ -250,7 +250,7 @@ def deform_conv2d_backward(
 
 
 def forward(prepared: Prepared, call: Arguments, result: Array) -> None:
-    """Write the output: tile by tile, sample, multiply."""
+    """Write the output: tile by tile, sample, multiply; or both at once, without columns."""
     twin, geometry, dtype = twin_of(call.x), call.geometry, prepared.dtype
     weight, bias, memory = prepared.weight, prepared.bias, prepared.memory
     cut = twin.fit_index(prepared.cut, call.arrays(result))
@@ -259,6 +259,8 @@ def forward(prepared: Prepared, call: Arguments, result: Array) -> None:
         for tile in tiles:
             with workspace.scope():
                 samples = twin.locate(call.offset, call.mask, cut, tile, dtype, workspace)
+                if twin.convolve_directly(weight, image, samples, bias, result):
+                    continue
                 columns = twin.im2col(image, samples)
                 twin.write_output(weight, columns, bias, result, tile, geometry, workspace)
 

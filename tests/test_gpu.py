@@ -719,8 +719,9 @@ def test_wide_indices_come_from_the_plan(cupy, own_kernels, monkeypatch):
     for name in GRADIENTS:
         inputs.backward(needs=(name,))
     assert {macros.index for name, macros in _kernels.compiled() if name not in WHOLE} == {"int64"}
-    ordered = {"count_samples", "start_cells", "order_samples", "deform_backward_sorted"}
-    assert {name for name, _ in _kernels.compiled()} == set(_kernels.FILES) - ordered
+    others = {"count_samples", "start_cells", "order_samples", "deform_backward_sorted"}
+    others.add("deform_depthwise")
+    assert {name for name, _ in _kernels.compiled()} == set(_kernels.FILES) - others
 
 
 def test_wide_indices_leave_points_in_their_order(cupy, own_kernels, monkeypatch):
@@ -1511,6 +1512,36 @@ FAULTS = [Fault(*row) for row in (
     ("deform_coord_grad.cu", "offsets for masks", "image, offset, mask, nullptr,",
      "image, offset, offset, nullptr,"),
 
+    ("deform_depthwise.cu", "weights of another tap", "taps + tap * COPY_SHARED, step, lane",
+     "taps, step, lane"),
+    ("deform_depthwise.cu", "weights of one tap alone", "                of_tap += COPY_SHARED;\n",
+     ""),
+    ("deform_depthwise.cu", "weights of another group", "tile.group * SHARED_CHANNELS + channel;",
+     "channel;"),
+    ("deform_depthwise.cu", "weights taps last", "weight[row * TAPS + tap]",
+     "weight[tap * CHANNELS + row]"),
+    ("deform_depthwise.cu", "weights behind the channels",
+     "!PADDED || channel < SHARED_CHANNELS ? widen", "true ? widen"),
+    ("deform_depthwise.cu", "weights not waited for where threads are alone",
+     "        __syncthreads();\n        const int pixel", "        const int pixel"),
+    ("deform_depthwise.cu", "points not waited for", "factored = __syncthreads_or(factored);",
+     "factored = 0;"),
+    ("deform_depthwise.cu", "the left corner for the right", "above + channel + COPY_CHANNELS",
+     "above + channel"),
+    ("deform_depthwise.cu", "the row above for that below", "*below = above + pitch",
+     "*below = above"),
+    ("deform_depthwise.cu", "a bias for all", "bias[first + channel + j]", "bias[0]"),
+    ("deform_depthwise.cu", "the output of another group", "in_output(geometry, CHANNELS, pixel) + "
+     "first * plane", "in_output(geometry, CHANNELS, pixel)"),
+    ("deform_depthwise.cu", "results behind the channels",
+     "if (!PADDED || channel + j < SHARED_CHANNELS) {", "if (true) {"),
+    ("deform_depthwise.cu", "vectors left out", "step < STEPS; step += HELD",
+     "step < 1; step += HELD"),
+    ("deform_depthwise.cu", "a factor left out", "(FACTORED ? factor * value : value)", "value"),
+    ("deform_depthwise.cu", "the copy of another image", "tile.image * layout.size + ", ""),
+    ("deform_depthwise.cu", "pixels beyond the output",
+     "if (tile.holds(geometry, threadIdx.x / LANES)) {", "if (true) {"),
+
     ("sample_order.cu", "cells of another image", "    counts += images * cells;\n", ""),
     ("sample_order.cu", "points of another image", "places += images * TAPS * pixels + ",
      "places += "),
@@ -1623,6 +1654,7 @@ TIES = Case(1, 16, (4, 5), 1, (1, 1), masked=False)
 HALF_A_ROW = np.array([0.5, 0] * 20).reshape(1, 20, 2).transpose(0, 2, 1).reshape(1, 2, 4, 5)
 BROKEN_MASK = Case(1, 4, (4, 5), 2, (3, 3), padding=(1, 1, 1, 1))
 SHARED_BROKEN = Case(1, 8, (4, 5), 2, (5, 5), padding=(2, 2, 2, 2))  # taps in parts
+DEPTHWISE_BROKEN = Case(1, 10, (5, 6), 10, (3, 3), groups=10, padding=(1, 1, 1, 1))
 TRIALS = [  # those that notice the most come first
     # Threads alone at their pixels; lanes that share one, with zeros behind the channels.
     trial(SMALL),
@@ -1658,6 +1690,10 @@ TRIALS = [  # those that notice the most come first
     trial(Case(1, 16, (4, 5), 1, (1, 1), spread=0.7), BFLOAT16),
     trial(Case(1, 16, (4, 5), 1, (1, 1), spread=0.7), BFLOAT16, "75"),
     trial(TIES, BFLOAT16, "75", x=ties(TIES), offset=HALF_A_ROW.astype(BFLOAT16)),
+    # Depthwise layers: lanes with more vectors than are held, broken masks, threads alone.
+    trial(Case(2, 76, (5, 9), 76, (3, 3), groups=76, padding=(1, 1, 1, 1))),
+    trial(DEPTHWISE_BROKEN, mask=infinite_mask(DEPTHWISE_BROKEN)),
+    trial(Case(2, 6, (9, 17), 6, (2, 2), groups=6, deformable_groups=2)),
     # Points ordered by cell: walked several times, some outside, cells of more than one block.
     trial(Case(2, 136, (4, 5), 2, (2, 2), deformable_groups=2, padding=(1, 0, 1, 0)), sorts=True),
     trial(SHARED_EDGES, offset=edges(SHARED_EDGES), x=with_broken_pixel(SHARED_EDGES), sorts=True),
@@ -1695,6 +1731,21 @@ def reference(number):
     return columns, gradients
 
 
+def is_depthwise(case):
+    return case.groups == case.channels == case.out_channels
+
+
+@functools.cache
+def reference_output(number):
+    """What the NumPy path says to a trial's forward."""
+    case, dtype, _, _, _, changes = TRIALS[number]
+    inputs = Inputs(case, dtype, **changes)
+    with np.errstate(all="ignore"):
+        wide = {k: v if v is None else v.astype(float) for k, v in inputs.host.items()}
+        del wide["grad_output"]
+        return cupy_dcn.deform_conv2d(**wide, **case.attributes)
+
+
 def problem_of(number, monkeypatch):
     """Run a trial; return what was wrong, None for nothing."""
     case, dtype, capability, wide, sorts, changes = TRIALS[number]
@@ -1717,6 +1768,10 @@ def problem_of(number, monkeypatch):
             # One value times one factor: an infinity stays one.
             if not np.array_equal(np.isnan(ours), np.isnan(columns)):
                 return "columns that are no numbers"
+            if is_depthwise(case) and not agree(
+                on_host(inputs.forward()), reference_output(number), NOISE[dtype]
+            ):
+                return "a wrong output"
             given = dcn.to_device(columns)
             del keywords["groups"]
             cupy_dcn.deform_coord_grad(given, *arrays, case.kernel, **keywords)
@@ -1764,6 +1819,8 @@ def test_planted_faults_are_caught(cupy, own_kernels, monkeypatch, fault):
         numbers = reversed(numbers)
     if fault.file in ("deform_backward_sorted.cu", "sample_order.cu"):
         numbers = [number for number in numbers if TRIALS[number][4]]
+    if fault.file == "deform_depthwise.cu":
+        numbers = [number for number in numbers if is_depthwise(TRIALS[number][0])]
     CAUGHT[fault] = next(filter(None, (problem_of(n, monkeypatch) for n in numbers)), None)
     assert CAUGHT[fault], "nothing noticed; of the others:\n" + "\n".join(
         f"{each.file}: {each.what} -> {by}" for each, by in CAUGHT.items()

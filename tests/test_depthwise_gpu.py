@@ -1,0 +1,104 @@
+"""The forward of depthwise layers without columns: against the oracle and against columns."""
+
+import numpy as np
+import pytest
+from cases import Case, assert_close
+from libraries import dcn, libraries
+from test_operator import oracle_forward
+
+import cupy_dcn
+from cupy_dcn import _gpu
+from cupy_dcn._depthwise_gpu import is_direct
+from cupy_dcn._geometry import Geometry
+
+PAD = (1, 1, 1, 1)
+
+
+def depthwise(channels, size, kernel, **more):
+    return Case(2, channels, size, channels, kernel, groups=channels, **more)
+
+
+CASES = [
+    depthwise(64, (5, 6), (3, 3), padding=PAD),
+    depthwise(3, (9, 18), (1, 1)),  # a photograph; several tiles
+    depthwise(1, (5, 6), (3, 3), padding=PAD),
+    depthwise(20, (6, 9), (3, 2), padding=(1, 0, 2, 1), stride=(2, 1), masked=False),
+    depthwise(5, (5, 6), (3, 3), padding=PAD),  # zeros behind five channels
+    depthwise(22, (5, 6), (3, 3), padding=PAD, deformable_groups=2, dilation=(1, 2)),
+    depthwise(6, (4, 5), (2, 2), deformable_groups=6),
+    depthwise(72, (4, 5), (3, 3), padding=PAD),  # more vectors than are held
+    depthwise(7, (6, 7), (5, 5), padding=(2, 2, 2, 2), spread=8.0),
+]
+
+
+@pytest.fixture(autouse=True, scope="module", params=libraries()[1:])
+def device(request):
+    """The stand-in and, where there is a GPU, CuPy."""
+    with dcn.running_on(request.param):
+        yield dcn.array_module
+
+
+def forward(case, arrays, **settings):
+    x, offset, weight, bias, mask, _ = arrays
+    return dcn.deform_conv2d(x, offset, weight, bias, mask=mask, **case.attributes, **settings)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_output_is_the_oracles(case, dtype):
+    # Sums of up to 25 terms in float32; the halves are rounded where they are stored.
+    tolerance = {8: 1e-13, 4: 1e-6, 2: 1e-3}[np.dtype(dtype).itemsize]
+    arrays = case.arrays(dtype)
+    exact = [None if array is None else array.astype(np.float64) for array in arrays]
+    expected = oracle_forward(case, *exact[:5])
+    assert_close(forward(case, arrays).astype(np.float64), expected, tolerance)
+    without = (*arrays[:3], None, *arrays[4:])
+    exact[3] = np.zeros(case.out_channels)
+    expected = oracle_forward(case, *exact[:5])
+    assert_close(forward(case, without).astype(np.float64), expected, tolerance)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.parametrize("case", [CASES[0], CASES[8]], ids=str)
+def test_broken_masks_and_pixels_are_as_with_columns(case, value, monkeypatch):
+    arrays = case.arrays(np.float32)
+    arrays[4][0, :, ::2, 1] = value
+    arrays[0][1, 0, 2, 3] = value
+    direct = forward(case, arrays)
+    monkeypatch.setattr(_gpu, "is_direct", lambda *_: False)
+    columns = forward(case, arrays)
+    assert np.isnan(columns).any()
+    np.testing.assert_array_equal(np.isnan(direct), np.isnan(columns))
+    np.testing.assert_allclose(direct, columns, rtol=1e-4, atol=1e-4)
+
+
+def test_two_kernels_and_no_columns():
+    emulated_cupy = pytest.importorskip("emulated_cupy")
+    case = CASES[0]
+    with dcn.running_on("emulated"):
+        x, offset, weight, bias, mask, _ = map(dcn.array_module.asarray, case.arrays(np.float32))
+        plan = cupy_dcn.Plan(x.shape, weight, bias, **case.attributes)
+        with emulated_cupy.recorded() as log:
+            cupy_dcn.deform_conv2d(x, offset, weight, bias, mask=mask, **case.attributes)
+        assert [each.name for each in log.launches] == ["to_channels_last", "deform_depthwise"]
+        assert not log.products
+        copies = 2 * (5 + 3) * (6 + 1) * 64 * 4
+        assert plan.nbytes < copies + weight.nbytes + bias.nbytes + 4096
+
+
+def test_the_rule():
+    def layer(channels, kernel=3, groups=None, deformable_groups=1):
+        pad = kernel // 2
+        return Geometry(
+            2, channels, 56, 56, kernel, kernel, 56, 56, 1, 1, pad, pad, 1, 1, groups or channels,
+            deformable_groups,
+        )  # fmt: skip
+
+    single = np.dtype(np.float32)
+    assert is_direct(layer(64), 64, single)
+    assert not is_direct(layer(64), 128, single)  # two results a channel
+    assert not is_direct(layer(64, groups=32), 64, single)
+    assert is_direct(layer(256), 256, single)
+    assert not is_direct(layer(1024), 1024, single)  # 36 KiB of weights
+    assert is_direct(layer(1024, deformable_groups=4), 1024, single)
+    assert not is_direct(layer(64, kernel=11), 64, single)  # 121 points a pixel
