@@ -28,6 +28,7 @@ from ._chunk_gpu import Chip, chunk_pixels
 from ._cut import Cut
 from ._geometry import Geometry
 from ._specialisation import copy_channels
+from ._workspace import ALIGNMENT
 
 # The limits of a launch: blocks along y and z; the fewest output rows of a block (geometry.cuh).
 MOST_BLOCKS = 2**16 - 1
@@ -63,9 +64,10 @@ def cut_chunks(
     pixel_bytes = itemsize * (elements + out_channels)
     image_elements = copy_cells(geometry) * copy_channels(geometry, itemsize)
     copy_bytes = image_elements * (itemsize + (sum_itemsize if backward else 0))
+    count_bytes = 0  # an image's, of the points in each cell
     if sorts:
         pixel_bytes += POINT_BYTES * geometry.taps * geometry.deformable_groups
-        copy_bytes += CELL_BYTES * copy_cells(geometry) * geometry.deformable_groups
+        count_bytes = CELL_BYTES * copy_cells(geometry) * geometry.deformable_groups
     least = 2 * pixel_bytes
     if workspace_bytes < least:
         raise ValueError(
@@ -76,7 +78,8 @@ def cut_chunks(
         )
     if direct:
         pixel_bytes, chip = 0, None
-    together = workspace_bytes // (geometry.out_pixels * pixel_bytes + copy_bytes)
+    image_bytes = copy_bytes + count_bytes
+    together = workspace_bytes // (geometry.out_pixels * pixel_bytes + image_bytes)
     rows = LEAST_TILE_HEIGHT * MOST_BLOCKS
     held = max(min(together, geometry.images, MOST_BLOCKS), 1)
     if geometry.out_pixels > LARGEST_DIMENSION or geometry.out_height > rows:
@@ -84,7 +87,7 @@ def cut_chunks(
     if held > 1:
         tile_pixels = held * geometry.out_pixels
     else:
-        available = max(workspace_bytes - copy_bytes, workspace_bytes // 2)
+        available = max(workspace_bytes - image_bytes, workspace_bytes // 2)
         tile_pixels = min(
             available // max(pixel_bytes, 1),
             rows * geometry.out_width,
@@ -96,8 +99,11 @@ def cut_chunks(
     sizes = (tile_pixels * elements, held * image_elements)
     index = index_dtype(sizes, geometry)
     weight_bytes = out_channels * geometry.group_channels * geometry.taps * sum_itemsize
+    chunk_bytes = tile_pixels * pixel_bytes
+    if sorts:  # three arrays more
+        chunk_bytes += held * count_bytes + 4 * ALIGNMENT
     return Cut(
-        geometry, held, None, tile_pixels, 1, held * copy_bytes, tile_pixels * pixel_bytes,
+        geometry, held, None, tile_pixels, 1, held * copy_bytes, chunk_bytes,
         weight_bytes if backward else 0, index, direct, sorts,
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from cases import Case, assert_close, budgets
 from libraries import dcn, libraries
 from test_operator import NAMES, oracle_backward
 
+import cupy_dcn
 from cupy_dcn import _gpu, _order_gpu
 from cupy_dcn._cut import Tile
 from cupy_dcn._cut_gpu import copy_cells, cut_chunks
@@ -132,6 +133,22 @@ def test_the_points_of_a_cell_follow_one_another(device):
     changes = sum(first != second for first, second in itertools.pairwise(keys))
     assert changes == len(set(keys)) - 1
     assert copy_cells(geometry) * images * groups * 4 + len(order) * 12 < 2**16
+
+
+def test_the_order_is_within_the_memory_of_a_plan():
+    emulated_cupy = pytest.importorskip("emulated_cupy")
+    case = CASES[3]
+    with dcn.running_on("emulated"):
+        x, offset, weight, bias, mask, grad_output = map(
+            dcn.array_module.asarray, case.arrays(np.float32)
+        )
+        plan = cupy_dcn.Plan(x.shape, weight, bias, **case.attributes, backward=True)
+        grads = plan.backward(grad_output, x, offset, mask)
+        with emulated_cupy.recorded() as log:
+            plan.backward(grad_output, x, offset, mask, out=grads)
+        assert "deform_backward_sorted" in [each.name for each in log.launches]
+        assert not log.allocations
+        assert len(log.launches) + len(log.operations) + len(log.products) <= 16
 
 
 def test_the_rule():
