@@ -137,7 +137,8 @@ def test_the_points_of_a_cell_follow_one_another(device):
 
 def test_the_order_is_within_the_memory_of_a_plan():
     emulated_cupy = pytest.importorskip("emulated_cupy")
-    case = CASES[3]
+    # One output channel: next to nothing is reserved that could stand in for the order's share.
+    case = Case(1, 64, (20, 20), 1, (3, 3), padding=PAD, deformable_groups=2)
     with dcn.running_on("emulated"):
         x, offset, weight, bias, mask, grad_output = map(
             dcn.array_module.asarray, case.arrays(np.float32)
