@@ -36,7 +36,7 @@ COUNTED = $(VENV)-bench/.ready-$(CUPY)$(if $(BESIDE),-peers)
 TIMED   = $(if $(APART),$(VENV)-peers/.ready,$(COUNTED))
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint kernels gpu-report bench figures clean
+.PHONY: help demo test faults lint kernels gpu-report bench figures clean
 .NOTPARALLEL:
 
 help: ## say what there is to make
@@ -55,6 +55,9 @@ demo: $(VENV)-demo/.ready ## warp a photograph and recover it; the figure goes t
 
 test: lint ## lint, then run the tests; on a GPU too, if there is one
 	$(TEST) -m pytest -n $(WORKERS) $(ARGS)
+
+faults: $(VENV)/.ready-$(CUPY) ## plant every fault in the kernels and see it caught; make test plants each third
+	$(TEST) -m pytest -n $(WORKERS) tests/test_gpu.py -k planted --every-fault $(ARGS)
 
 lint: $(VENV)/.ready-$(CUPY) ## check style, formatting and types
 	$(TEST) -m ruff check .

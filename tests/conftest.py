@@ -17,6 +17,13 @@ NEED_NVRTC = [
 collect_ignore = [] if has_nvrtc() else NEED_NVRTC
 
 
+def pytest_addoption(parser):
+    """Let all faults be planted in the kernels: each takes seconds, and there are hundreds."""
+    parser.addoption(
+        "--every-fault", action="store_true", help="plant every fault, not each third (test_gpu.py)"
+    )
+
+
 @pytest.fixture(scope="module", params=twins())
 def library(request):
     """Run a module's tests once with each library that can run here."""

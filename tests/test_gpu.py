@@ -1805,7 +1805,14 @@ def test_trials_find_nothing_wrong(cupy, monkeypatch):
     assert problems == [None] * len(TRIALS)
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.file}: {f.what}")
+def pytest_generate_tests(metafunc):
+    """Plant each third fault, or with --every-fault all of them."""
+    if "fault" in metafunc.fixturenames:
+        every = metafunc.config.getoption("--every-fault")
+        chosen = FAULTS if every else FAULTS[::3]
+        metafunc.parametrize("fault", chosen, ids=lambda f: f"{f.file}: {f.what}")
+
+
 def test_planted_faults_are_caught(cupy, own_kernels, monkeypatch, fault):
     # A text that is there no longer, or twice, no longer plants the fault it is meant to be.
     text, old = _text_of(fault.file), fault.old
