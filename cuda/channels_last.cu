@@ -5,7 +5,7 @@
 // where the two halves of a warp are at neighbouring vectors, whole sectors of 32 bytes together. So
 // neither side needs shared memory, and an index is worked out once for up to 64 bytes. The borders are
 // written here too: nothing is filled before. Instructions a column element of x (2, 64, 56, 56), 3x3:
-// 0.63 and 0.54; through shared memory, each thread at one channel, 1.93 and 1.84.
+// 0.85 and 0.62; through shared memory, each thread at one channel, 1.93 and 1.84.
 //
 // Launch: grid (ceil(cells / AT_ONCE) * BLOCKS_A_CELL, 1, images), 256 threads; back: pixels, not cells.
 // Bytes per element: one read, one write.

@@ -4,8 +4,8 @@
 // into places to start from (start_cells), and each point writes its number there (order_samples). The
 // cells of 1024 neighbours follow one another; these stretches, and the points of a cell, come in the
 // order in which threads happen to run. A point's number is ((image, deformable group) * K + tap) *
-// pixels + pixel, so that neighbours read and write side by side. Instructions a point: 70 + 15, a
-// column element with 64 channels: 1.4.
+// pixels + pixel, so that neighbours read and write side by side. Instructions a point: 46 to
+// count, 24 to order; a column element with 64 channels: 1.2.
 //
 // Launch: count_samples as a kernel whose threads are ALONE; start_cells, order_samples: 256 threads, four
 // cells or one point each. `counts` has one element more than there are cells, 0 before.
@@ -30,11 +30,14 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
     const int pixels = geometry.rows * geometry.columns;
     const int images = tile.image * DEFORMABLE_GROUPS + tile.group;
     counts += images * cells;
-    places += images * TAPS * pixels + tile.row_of(pixel) * geometry.columns + tile.column_of(pixel);
+    const int at = tile.row_of(pixel) * geometry.columns + tile.column_of(pixel);
+    places += images * TAPS * pixels + at;
+    // Points outside go to the two last rows, where no other points are. In one cell they would wait for
+    // each other; among the others, threads with and without work would share their warps.
+    const int outside = cells - 1 - at % (2 * pitch);
     each_tap(geometry, tile, offset, nullptr, [&](const Sampler &sampler) {
         const Coordinate y = sampler.row(), x = sampler.column();
-        // Points outside share the last cell: there is nothing to add to it.
-        const int cell = y.inside && x.inside ? (y.whole + 1) * pitch + x.whole + 1 : cells - 1;
+        const int cell = y.inside && x.inside ? (y.whole + 1) * pitch + x.whole + 1 : outside;
         *places = {images * cells + cell, atomicAdd(counts + cell, 1)};
         places += pixels;
     });

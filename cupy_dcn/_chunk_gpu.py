@@ -18,9 +18,9 @@ a model, and no time was measured. Examples, forward / backward, of x (8, 256, 6
 3x3: 32768 pixels of output, 302 MB of columns in float32; 64 MiB would hold 6553 and 13107:
 
     pixels a chunk        float32        float16
-    V100              4682 / 5462   4682 / 10923
-    A100              1728 / 2185    4682 / 4682
-    H100              2112 / 2731    6554 / 5462
+    V100              4096 / 4096    8192 / 8192
+    A100              1408 / 2048    4096 / 4096
+    H100              2048 / 4096    4096 / 4096
     RTX 4090          4096 / 4096    8192 / 8192
 """
 
@@ -75,18 +75,17 @@ def chunk_pixels(
     geometry: Geometry, out_channels: int, itemsize: int, most: int, backward: bool, chip: Chip
 ) -> int:
     """Return how many output pixels, at most ``most``, make the call shortest by the model."""
-    rows = -(-out_channels // geometry.groups)
-    depth = geometry.taps * geometry.group_channels
-    total = max(geometry.images * geometry.out_pixels, 1)
-    candidates = {most, *(min(-(-total // count), most) for count in range(1, 65))}
-    for edge, _ in TILES:
-        tiles = -(-(depth if backward else rows) // edge) * geometry.groups  # a strip of pixels has
-        for rounds in range(1, 65):
-            pixels = rounds * chip.multiprocessors // tiles * edge
-            if 0 < pixels < most:
-                candidates.add(pixels)
     work = geometry, out_channels, itemsize, backward, chip
-    return min(sorted(candidates, reverse=True), key=lambda pixels: seconds(pixels, *work))
+    return min(sizes(geometry, most), key=lambda pixels: seconds(pixels, *work))
+
+
+def sizes(geometry: Geometry, most: int) -> list[int]:
+    """Return how large chunks can be, largest first: equal numbers of images, or of rows of one."""
+    images, height, width = geometry.images, geometry.out_height, geometry.out_width
+    whole = {-(-images // chunks) * height * width for chunks in range(1, images + 1)}
+    rows = {-(-height // parts) * width for parts in range(1, height + 1)}
+    found = {pixels for pixels in whole | rows if pixels <= most}
+    return sorted(found, reverse=True) or [most]  # a part of a row
 
 
 def seconds(
@@ -100,7 +99,10 @@ def seconds(
     """Return the time of a whole call by the model, of what depends on the size of its chunks."""
     groups, rows = geometry.groups, -(-out_channels // geometry.groups)
     depth = geometry.taps * geometry.group_channels
-    chunks = -(-geometry.images * geometry.out_pixels // pixels)
+    if pixels < geometry.out_pixels:
+        chunks = geometry.images * -(-geometry.out_pixels // pixels)
+    else:
+        chunks = -(-geometry.images // (pixels // geometry.out_pixels))
     columns = pixels * geometry.taps * geometry.channels * itemsize
     missing = min(max(2 * columns / chip.l2_bytes - 1, 0.0), 1.0)
     moves = BACKWARD_MOVES if backward else FORWARD_MOVES

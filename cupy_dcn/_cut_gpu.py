@@ -3,7 +3,8 @@
 Temporary memory is one chunk of columns, used again by the resampled columns in the backward, and
 the channels-last copies of the images being sampled (backward: and the sums of their gradients):
 
-    chunk:  pixels * itemsize * (K*C_in + C_out)
+    chunk:  pixels * itemsize * (K*C_in + C_out); a backward that orders its sampling points:
+            + pixels * 12 * K*DG + images * (H + 3) * (W + 1) * 4 * DG
     copies: images * (H + 3) * (W + 1) * C_in * itemsize (backward: + the itemsize of the sums),
             C_in rounded up as _specialisation.copy_channels says
 
@@ -57,7 +58,7 @@ def cut_chunks(
     """Cut a call into chunks of several images, or of one image's rows.
 
     As large as the budget lets them be, unless ``chip`` is known: see _chunk_gpu.py. Where the
-    backward ``sorts`` its sampling points, see _order_gpu.py, their order comes on top. A
+    backward ``sorts`` its sampling points, see _order_gpu.py, there is room for their order. A
     ``direct`` forward, see _depthwise_gpu.py, has no columns: its chunks are whole images.
     """
     elements = geometry.taps * geometry.channels
@@ -73,7 +74,7 @@ def cut_chunks(
         raise ValueError(
             f"workspace_bytes is {workspace_bytes}, expected at least {least}: twice one output"
             f" pixel's columns and values ({geometry.channels} channels * {geometry.taps} taps +"
-            f" {out_channels}, of {itemsize} bytes);"
+            f" {out_channels}, of {itemsize} bytes{', and their order' if sorts else ''});"
             f" pass workspace_bytes={least} or more"
         )
     if direct:
@@ -89,14 +90,14 @@ def cut_chunks(
     else:
         available = max(workspace_bytes - image_bytes, workspace_bytes // 2)
         tile_pixels = min(
-            available // max(pixel_bytes, 1),
+            available // pixel_bytes if pixel_bytes else geometry.out_pixels,
             rows * geometry.out_width,
             geometry.out_pixels,
             LARGEST_DIMENSION,
         )
     if chip is not None and tile_pixels:
         tile_pixels = chunk_pixels(geometry, out_channels, itemsize, tile_pixels, backward, chip)
-    sizes = (tile_pixels * elements, held * image_elements)
+    sizes = (0 if direct else tile_pixels * elements, held * image_elements)
     index = index_dtype(sizes, geometry)
     weight_bytes = out_channels * geometry.group_channels * geometry.taps * sum_itemsize
     chunk_bytes = tile_pixels * pixel_bytes

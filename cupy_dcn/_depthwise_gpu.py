@@ -17,7 +17,7 @@ from ._columns_gpu import Image, Samples, of_tile
 from ._geometry import Geometry
 from ._specialisation import copy_channels, sampling_macros
 
-WEIGHT_BYTES = 16 * 1024  # of shared memory, beside the 32 KiB of sampling points
+WEIGHT_BYTES = 12 * 1024  # of shared memory, beside the 32 KiB of sampling points
 
 
 def is_direct(geometry: Geometry, out_channels: int, dtype: np.dtype[Any]) -> bool:

@@ -75,7 +75,10 @@ def make_cut(
         if out_channels:
             cupy = sys.modules["cupy"]
             chip = chip_of(cupy, cupy.cuda.runtime.getDevice(), dtype.itemsize)
-    sorts = backward and pays(geometry, dtype, reduces_vectors(sys.modules["cupy"]))
+    # The stages, without output channels, never do.
+    sorts = bool(
+        backward and out_channels and pays(geometry, dtype, reduces_vectors(sys.modules["cupy"]))
+    )
     return cut_chunks(
         geometry, out_channels, dtype.itemsize, sums, workspace_bytes, backward, chip, sorts,
         direct=not backward and is_direct(geometry, out_channels, dtype),

@@ -7,7 +7,7 @@ the order pays where
 - a cell has four points or more on average, K * OH * OW >= 4 * H * W: a 3x3 kernel of stride 1 has
   nine, of stride 2 two; a 1x1 kernel never has any to join;
 - a point has 32 channels or more; 16 where four additions are not one instruction, before compute
-  capability 9.0 and for double: the order costs about 90 instructions and 24 bytes a point, and
+  capability 9.0 and for double: the order costs about 75 instructions and 24 bytes a point, and
   three quarters of four additions and four reads a channel are saved;
 - no group cuts through a deformable group, and indices have 32 bits.
 """

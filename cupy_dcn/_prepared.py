@@ -54,7 +54,7 @@ def prepare(
     dtype = twin.columns_dtype(weight.dtype)
     cuts = [twin.make_cut(geometry, len(weight), dtype, workspace_bytes, each) for each in backward]
     matrix = twin.weight_matrix(weight, geometry, dtype)
-    shift = None if bias is None else bias.astype(dtype, copy=False)
+    shift = None if bias is None else bias.astype(dtype, order="C", copy=False)
     memories = twin.allocate(cuts, weight)
     return [
         Prepared(cut, dtype, matrix, shift, memory)

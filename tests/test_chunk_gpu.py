@@ -9,6 +9,7 @@ from libraries import dcn
 import cupy_dcn
 from cupy_dcn import _chunk_gpu
 from cupy_dcn._chunk_gpu import Chip, chunk_pixels, seconds
+from cupy_dcn._cut import Cut
 from cupy_dcn._cut_gpu import cut_chunks
 from cupy_dcn._geometry import Geometry
 
@@ -47,23 +48,27 @@ LAYERS = {
 @pytest.mark.parametrize("itemsize", [2, 4])
 @pytest.mark.parametrize("name", CHIPS)
 @pytest.mark.parametrize("about", LAYERS)
-def test_no_other_size_is_much_better(about, name, itemsize, backward):
+def test_no_other_size_is_better(about, name, itemsize, backward):
     geometry, out_channels = LAYERS[about]
     work = geometry, out_channels, itemsize, backward, chip(name, itemsize)
     most = min(2**26 // (itemsize * (geometry.taps * geometry.channels + out_channels)),
                geometry.images * geometry.out_pixels)  # fmt: skip
     found = chunk_pixels(geometry, out_channels, itemsize, most, backward, work[-1])
     assert 0 < found <= most
-    others = (*range(64, most, 64), most)
-    assert seconds(found, *work) <= 1.05 * min(seconds(pixels, *work) for pixels in others)
-    assert seconds(found, *work) <= seconds(most, *work)
+    # What chunks can be, by way of the cut: whole images, or rows of one.
+    others = set()
+    for pixels in range(geometry.out_width, most + 1, geometry.out_width):
+        cut = Cut(geometry, geometry.images, None, pixels, 1, 0, 0)
+        others |= {max(tile.pixels for tile in cut.tiles(slice(0, geometry.images)))}
+    assert found in others
+    assert seconds(found, *work) == min(seconds(pixels, *work) for pixels in others)
 
 
 def test_extremes():
     geometry, out_channels = LAYERS["256 channels"]
     slow_memory = Chip(132, 50 * 2**20, 1e9, 5e11)
     columns = chunk_pixels(geometry, out_channels, 4, 6553, False, slow_memory) * 9 * 256 * 4
-    assert columns <= 25 * 2**20 + 64 * 9 * 256 * 4  # all that matters is to stay in the cache
+    assert columns <= 25 * 2**20  # all that matters is to stay in the cache
     fast_memory = Chip(132, 50 * 2**20, 1e18, 5e11)
     assert chunk_pixels(geometry, out_channels, 4, 6553, False, fast_memory) >= 4096  # a round
 
@@ -86,9 +91,9 @@ def test_chunks_are_of_that_size():
     known = chip("H100", 4)
     whole = cut_chunks(geometry, out_channels, 4, 4, 2**26, False)
     cut = cut_chunks(geometry, out_channels, 4, 4, 2**26, False, known)
-    assert cut.tile_pixels == 2112 < whole.tile_pixels
+    assert cut.tile_pixels == 2048 < whole.tile_pixels
     tiles = [tile for images in cut.image_groups() for tile in cut.tiles(images)]
-    assert max(tile.pixels for tile in tiles) <= 2112
+    assert {tile.pixels for tile in tiles} == {2048}
     assert sum(tile.pixels for tile in tiles) == geometry.images * geometry.out_pixels
 
 

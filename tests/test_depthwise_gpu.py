@@ -58,6 +58,18 @@ def test_the_output_is_the_oracles(case, dtype):
     assert_close(forward(case, without).astype(np.float64), expected, tolerance)
 
 
+@pytest.mark.parametrize("view", [np.s_[::2], np.s_[::-1]], ids=["every second", "reversed"])
+def test_a_bias_may_be_a_view(view, device):
+    case = CASES[0]
+    x, offset, weight, bias, mask, _ = case.arrays(np.float32)
+    whole = np.concatenate([bias, 1 - bias])[: 2 * len(bias) if view.step == 2 else len(bias)]
+    given = [device.asarray(array) for array in (x, offset, weight, whole, mask)]
+    given[3] = given[3][view]
+    found = cupy_dcn.deform_conv2d(*given[:4], mask=given[4], **case.attributes)
+    expected = oracle_forward(case, x, offset, weight, whole[view], mask)
+    assert_close(device.asnumpy(found).astype(np.float64), expected, 1e-5)
+
+
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 @pytest.mark.parametrize("case", [CASES[0], CASES[8]], ids=str)
 def test_broken_masks_and_pixels_are_as_with_columns(case, value, monkeypatch):

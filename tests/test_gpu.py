@@ -1548,7 +1548,7 @@ FAULTS = [Fault(*row) for row in (
     ("sample_order.cu", "taps in one place", "        places += pixels;\n", ""),
     ("sample_order.cu", "points of no pixel", "if (!tile.holds(geometry, pixel)) {",
      "if (false) {"),
-    ("sample_order.cu", "one cell more than there are", "x.whole + 1 : cells - 1",
+    ("sample_order.cu", "one cell more than there are", "x.whole + 1 : outside",
      "x.whole + 1 : cells"),
     ("sample_order.cu", "cells a row above", "(y.whole + 1) * pitch", "y.whole * pitch"),
     ("sample_order.cu", "counts that are stored", "atomicAdd(counts + cell, 1)",

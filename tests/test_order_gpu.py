@@ -128,8 +128,8 @@ def test_the_points_of_a_cell_follow_one_another(device):
     y = row + tap // 2 + by_tap[image, group, tap, 0, row, column]
     x = column + tap % 2 + by_tap[image, group, tap, 1, row, column]
     inside = (y > -1) & (y < size[0]) & (x > -1) & (x < size[1])
-    cell = np.where(inside, np.floor(y) * 100 + np.floor(x), -1000)
-    keys = list(zip(image, group, cell, strict=True))
+    cell = np.floor(y) * 100 + np.floor(x)
+    keys = list(zip(image[inside], group[inside], cell[inside], strict=True))
     changes = sum(first != second for first, second in itertools.pairwise(keys))
     assert changes == len(set(keys)) - 1
     assert copy_cells(geometry) * images * groups * 4 + len(order) * 12 < 2**16
