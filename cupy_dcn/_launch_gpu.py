@@ -21,6 +21,7 @@ from ._specialisation import (
     TRANSPOSE_THREADS,
     Macros,
     PullbackMacros,
+    SamplingMacros,
     Wants,
     copy_channels,
     order_macros,
@@ -62,13 +63,10 @@ def order_launch(
 ) -> Launch:
     """Prepare the kernel that counts sampling points."""
     macros = order_macros(geometry, dtype, offset_dtype)
-    _, _, rows, width = rectangle
-    tile_rows, tile_columns = macros.tile
-    columns = -(-width // tile_columns) * geometry.deformable_groups
     settings = launch_geometry(
         geometry, dtype.itemsize, np.dtype(np.int32), rectangle=rectangle, offset=offset_strides
     )
-    return Launch(macros, (columns, -(-rows // tile_rows), images), macros.block, settings)
+    return Launch(macros, _grid(macros, rectangle, images), macros.block, settings)
 
 
 @functools.lru_cache(maxsize=1024)  # a call has one entry a chunk
@@ -87,18 +85,20 @@ def sampling_launch(
 ) -> Launch:
     """Prepare a sampling kernel for a ``rectangle`` (row, column, rows, columns) of pixels."""
     macros = sampling_macros(geometry, dtype, offset_dtype, mask_dtype, index, wants)
-    _, _, rows, width = rectangle
-    tile_rows, tile_columns = macros.tile
-    grid = (
-        -(-width // tile_columns) * geometry.deformable_groups,
-        -(-rows // tile_rows),
-        images,
-    )
     settings = launch_geometry(
         geometry, dtype.itemsize, index, rectangle=rectangle, column_pixels=column_pixels,
         offset=offset_strides, mask=mask_strides,
     )  # fmt: skip
-    return Launch(macros, grid, macros.block, settings)
+    return Launch(macros, _grid(macros, rectangle, images), macros.block, settings)
+
+
+def _grid(
+    macros: SamplingMacros, rectangle: tuple[int, int, int, int], images: int
+) -> tuple[int, int, int]:
+    """Return the blocks that cover a rectangle of pixels, for every deformable group."""
+    _, _, rows, width = rectangle
+    tile_rows, tile_columns = macros.tile
+    return -(-width // tile_columns) * macros.deformable_groups, -(-rows // tile_rows), images
 
 
 @functools.lru_cache(maxsize=256)
