@@ -38,6 +38,47 @@ __device__ inline void store_outside(const Geometry &geometry, const Tile &tile,
     });
 }
 
+// One vector of channels of a point inside: adds to the dots, calls use(sampled) with what is sampled, and
+// adds the shares of wide, the gradients of its columns. FACTORED: times factor.
+template <bool FACTORED, typename Use>
+__device__ inline void pull_vector(const Weights &weight, const data_t *above, const data_t *below,
+                                   compute_t *grad_above, compute_t *grad_below,
+                                   const compute_t (&wide)[VECTOR], compute_t factor,
+                                   compute_t (&dots)[4], Use use) {
+    if (GRAD_COORDINATES || COLUMNS) {
+        const auto v00 = load<VECTOR>(above);
+        const auto v01 = load<VECTOR>(above + COPY_CHANNELS);
+        const auto v10 = load<VECTOR>(below);
+        const auto v11 = load<VECTOR>(below + COPY_CHANNELS);
+        compute_t sampled[VECTOR] = {};
+#pragma unroll
+        for (int i = 0; i < LIVE; ++i) {
+            const compute_t corners[4] = {widen(v00.at[i]), widen(v01.at[i]), widen(v10.at[i]),
+                                          widen(v11.at[i])};
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                dots[k] += wide[i] * corners[k];
+                sampled[i] += weight.at[k] * corners[k];
+            }
+        }
+        use(sampled);
+    }
+    if (GRAD_X) {
+        const auto add = [&](auto k, compute_t *to) {
+            compute_t shares[VECTOR] = {};
+#pragma unroll
+            for (int i = 0; i < LIVE; ++i) {
+                shares[i] = weight.at[k.value] * (FACTORED ? factor * wide[i] : wide[i]);
+            }
+            add_atomically<k.value % 2 * COPY_CHANNELS>(to, shares);
+        };
+        add(Constant<0>{}, grad_above);
+        add(Constant<1>{}, grad_above);
+        add(Constant<2>{}, grad_below);
+        add(Constant<3>{}, grad_below);
+    }
+}
+
 // The channels of one point inside that are a lane's. FACTORED: factor multiplies what is sampled. Adds to
 // the dots, and to the total of grad_columns times what is sampled, without the factor.
 template <bool FACTORED>
@@ -54,43 +95,18 @@ __device__ inline void pull_point(const Geometry &geometry, const Tile &tile, co
         for (int i = 0; i < LIVE; ++i) {
             wide[i] = widen(grad.at[i]);
         }
-        if (GRAD_COORDINATES || COLUMNS) {
-            const auto v00 = load<VECTOR>(above + at);
-            const auto v01 = load<VECTOR>(above + at + COPY_CHANNELS);
-            const auto v10 = load<VECTOR>(below + at);
-            const auto v11 = load<VECTOR>(below + at + COPY_CHANNELS);
-            Vector<data_t, VECTOR> sampled;
+        pull_vector<FACTORED>(weight, above + at, below + at, grad_above + at, grad_below + at, wide,
+                              factor, dots, [&](const compute_t (&sampled)[VECTOR]) {
+            Vector<data_t, VECTOR> stored;
 #pragma unroll
             for (int i = 0; i < LIVE; ++i) {
-                const compute_t corners[4] = {widen(v00.at[i]), widen(v01.at[i]),
-                                              widen(v10.at[i]), widen(v11.at[i])};
-                compute_t value = 0;
-#pragma unroll
-                for (int k = 0; k < 4; ++k) {
-                    dots[k] += wide[i] * corners[k];
-                    value += weight.at[k] * corners[k];
-                }
-                total += wide[i] * value;
-                narrow(FACTORED ? factor * value : value, sampled.at[i]);
+                total += wide[i] * sampled[i];
+                narrow(FACTORED ? factor * sampled[i] : sampled[i], stored.at[i]);
             }
             if (COLUMNS) {
-                store_column(geometry, tile, column, lane, channel, sampled);
+                store_column(geometry, tile, column, lane, channel, stored);
             }
-        }
-        if (GRAD_X) {
-            const auto add = [&](auto k, compute_t *to) {
-                compute_t shares[VECTOR] = {};
-#pragma unroll
-                for (int i = 0; i < LIVE; ++i) {
-                    shares[i] = weight.at[k.value] * (FACTORED ? factor * wide[i] : wide[i]);
-                }
-                add_atomically<k.value % 2 * COPY_CHANNELS>(to + at, shares);
-            };
-            add(Constant<0>{}, grad_above);
-            add(Constant<1>{}, grad_above);
-            add(Constant<2>{}, grad_below);
-            add(Constant<3>{}, grad_below);
-        }
+        });
     });
 }
 
@@ -128,6 +144,34 @@ __device__ void pull_pixel(const Geometry &geometry, const Tile &tile, const mas
             lanes.sum<false, true>(dots, weights[slot]);
         }
     }
+}
+
+// The gradients of a part's coordinates, from the dots of its points; a thread writes those it worked out
+// the points of.
+constexpr int FRACTIONS = GRAD_COORDINATES ? SAMPLES : 1;
+
+__device__ inline void write_coordinates(const Geometry &geometry, const Tile &tile, const Part &part,
+                                         const mask_t *mask, const Weights *dots,
+                                         const compute_t (&fractions)[2][FRACTIONS],
+                                         const index_t *cells, offset_t *grad_offset,
+                                         mask_t *grad_mask) {
+    each_row(geometry, tile, part, [&](int pixel, int row, int slot) {
+        const int tap = row * KERNEL_WIDTH + part.column;
+        CoordinateWriter writer(geometry, tile, grad_offset, grad_mask, pixel, tap);
+        const mask_t *factor = mask_of(geometry, tile, mask, pixel) + tap * geometry.mask.channel;
+        each_column(part, [&](int column) {
+            const int at = slot + column;
+            CoordinateGradients gradients;
+            if (cells[at] >= 0) {
+                const Weights sums = dots[at];
+                const compute_t y = fractions[0][at], x = fractions[1][at];
+                gradients.set(sums, y, x, factor_at(factor));
+                gradients.set_mask(sums, y, x);
+            }
+            writer.write(gradients);
+            factor += geometry.mask.channel;
+        });
+    });
 }
 
 // The points of a thread that is ALONE at its pixel.
@@ -174,7 +218,7 @@ __device__ inline void pull_back(const Geometry &geometry, data_t *columns, cons
         return;
     }
     __shared__ Weights weights[SAMPLES];  // then the dots
-    __shared__ compute_t fractions[2][GRAD_COORDINATES ? SAMPLES : 1];
+    __shared__ compute_t fractions[2][FRACTIONS];
     __shared__ index_t cells[SAMPLES];
     each_part([&](const Part &part) {
         int factored = 0;
@@ -204,24 +248,8 @@ __device__ inline void pull_back(const Geometry &geometry, data_t *columns, cons
         }
         if (GRAD_COORDINATES) {
             // No barrier behind it: the next part's points are put where a thread's own have been.
-            each_row(geometry, tile, part, [&](int pixel, int row, int slot) {
-                const int tap = row * KERNEL_WIDTH + part.column;
-                CoordinateWriter writer(geometry, tile, grad_offset, grad_mask, pixel, tap);
-                const mask_t *factor =
-                    mask_of(geometry, tile, mask, pixel) + tap * geometry.mask.channel;
-                each_column(part, [&](int column) {
-                    const int at = slot + column;
-                    CoordinateGradients gradients;
-                    if (cells[at] >= 0) {
-                        const Weights dots = weights[at];
-                        const compute_t y = fractions[0][at], x = fractions[1][at];
-                        gradients.set(dots, y, x, factor_at(factor));
-                        gradients.set_mask(dots, y, x);
-                    }
-                    writer.write(gradients);
-                    factor += geometry.mask.channel;
-                });
-            });
+            write_coordinates(geometry, tile, part, mask, weights, fractions, cells, grad_offset,
+                              grad_mask);
         }
     });
 }
