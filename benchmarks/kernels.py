@@ -16,10 +16,17 @@ from typing import NamedTuple
 import numpy as np
 
 from cupy_dcn import _kernels
-from cupy_dcn._depthwise_gpu import is_direct
+from cupy_dcn._cut import DEFAULT_WORKSPACE
+from cupy_dcn._depthwise_gpu import block_sums, is_direct
 from cupy_dcn._geometry import Geometry
 from cupy_dcn._order_gpu import may_pay
-from cupy_dcn._specialisation import Wants, order_macros, sampling_macros, transpose_macros
+from cupy_dcn._specialisation import (
+    Wants,
+    depthwise_macros,
+    order_macros,
+    sampling_macros,
+    transpose_macros,
+)
 
 try:  # loaded and held from here on: tests put a stand-in under CuPy's names for a while
     from cupy_backends.cuda.libs import nvrtc
@@ -39,6 +46,7 @@ WANTS = {
     "deform_coord_grad": Wants(grad_offset=True, grad_mask=True),
     "deform_backward": Wants(True, True, True, True),
     "deform_backward_sorted": Wants(True, True, True, True),
+    "deform_depthwise_backward": Wants(True, True, True, True),
 }
 SAMPLING = tuple(WANTS)
 ORDERING = ("count_samples", "start_cells", "order_samples")
@@ -90,6 +98,9 @@ class Layer(NamedTuple):
         """Tell whether a call with such a layer can come to one of the kernels."""
         if name == "deform_depthwise":
             return is_direct(self.geometry, self.channels, dtype_of(self.dtype))
+        if name == "deform_depthwise_backward":
+            dtype = dtype_of(self.dtype)
+            return block_sums(self.geometry, self.channels, dtype, DEFAULT_WORKSPACE) is not None
         ordered = name in ORDERING or name == "deform_backward_sorted"
         return not ordered or (may_pay(self.geometry) and self.index == "int32")
 
@@ -104,6 +115,8 @@ class Layer(NamedTuple):
         mask, wants = offset if self.masked else None, WANTS[name]
         if wants is not None:
             wants = wants._replace(grad_mask=wants.grad_mask and self.masked)
+        if name == "deform_depthwise_backward":
+            return depthwise_macros(geometry, dtype, offset, mask, index, wants)
         return sampling_macros(geometry, dtype, offset, mask, index, wants)
 
 

@@ -67,8 +67,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const unsigned_t above = slice.pixel / pitch;
     const index_t row = index_t(above) - 1, column = index_t(slice.pixel - above * pitch) - 1;
     const bool inside = unsigned_t(row) < unsigned_t(geometry.height) && column >= 0;
-    x += slice.image * geometry.x.image + slice.channel_of(slice.first) * geometry.x.channel +
-         row * geometry.x.row + column * geometry.x.column;
+    x += slice.image * geometry.planes.image + slice.channel_of(slice.first) * geometry.planes.channel +
+         row * geometry.planes.row + column * geometry.planes.column;
     image += slice.image * geometry.copy_size + index_t(slice.pixel) * COPY_CHANNELS + slice.first;
     slice.each_vector([&](int at, int channel, int count) {
         Vector<data_t, VECTOR> values{};
@@ -76,7 +76,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
             for (int i = 0; i < VECTOR; ++i) {
                 if (i < count) {
-                    values.at[i] = x[index_t(channel + i) * geometry.x.channel];
+                    values.at[i] = x[index_t(channel + i) * geometry.planes.channel];
                 }
             }
         }

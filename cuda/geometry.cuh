@@ -82,7 +82,7 @@ struct Geometry {
     index_t out_height, out_width;  // of the output
     index_t column_pixels;          // output pixels that an image has in the array of columns
     index_t copy_pitch, copy_size;  // elements of a row of the image's copy, and of the whole
-    Strides x, offset, mask;        // offset and mask from the rectangle's first pixel on
+    Strides planes, offset, mask;   // of x or grad_output; the others from the rectangle's first pixel on
 };
 static_assert(sizeof(Geometry) == 27 * sizeof(index_t), "as launch_geometry packs it");
 

@@ -39,17 +39,18 @@ __device__ inline void store_outside(const Geometry &geometry, const Tile &tile,
 }
 
 // One vector of channels of a point inside: adds to the dots, calls use(sampled) with what is sampled, and
-// adds the shares of wide, the gradients of its columns. FACTORED: times factor.
-template <bool FACTORED, typename Use>
+// adds the shares of wide, the gradients of its columns. FACTORED: times factor. AT: how far it lies from
+// where the pointers are.
+template <bool FACTORED, int AT = 0, typename Use>
 __device__ inline void pull_vector(const Weights &weight, const data_t *above, const data_t *below,
                                    compute_t *grad_above, compute_t *grad_below,
                                    const compute_t (&wide)[VECTOR], compute_t factor,
                                    compute_t (&dots)[4], Use use) {
     if (GRAD_COORDINATES || COLUMNS) {
-        const auto v00 = load<VECTOR>(above);
-        const auto v01 = load<VECTOR>(above + COPY_CHANNELS);
-        const auto v10 = load<VECTOR>(below);
-        const auto v11 = load<VECTOR>(below + COPY_CHANNELS);
+        const auto v00 = load<VECTOR>(above + AT);
+        const auto v01 = load<VECTOR>(above + AT + COPY_CHANNELS);
+        const auto v10 = load<VECTOR>(below + AT);
+        const auto v11 = load<VECTOR>(below + AT + COPY_CHANNELS);
         compute_t sampled[VECTOR] = {};
 #pragma unroll
         for (int i = 0; i < LIVE; ++i) {
@@ -70,7 +71,7 @@ __device__ inline void pull_vector(const Weights &weight, const data_t *above, c
             for (int i = 0; i < LIVE; ++i) {
                 shares[i] = weight.at[k.value] * (FACTORED ? factor * wide[i] : wide[i]);
             }
-            add_atomically<k.value % 2 * COPY_CHANNELS>(to, shares);
+            add_atomically<AT + k.value % 2 * COPY_CHANNELS>(to, shares);
         };
         add(Constant<0>{}, grad_above);
         add(Constant<1>{}, grad_above);

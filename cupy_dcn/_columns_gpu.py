@@ -50,8 +50,12 @@ class Samples:
         columns: Array | None,
         *arrays: Array | None,
         wants: Wants | None = None,
+        planes: Array | None = None,
     ) -> None:
-        """Run a kernel over the tile's points; ``columns`` is one of its arguments, ``arrays``."""
+        """Run a kernel over the tile's points; ``arrays`` are its arguments.
+
+        Of these, ``columns`` and ``planes`` (of grad_output) say how they are laid out.
+        """
         tile, mask = self.tile, self.mask
         rectangle = (tile.rows.start, tile.columns.start, *self.size)
         pixels = 0 if columns is None else self._group_pixels(columns)
@@ -60,8 +64,11 @@ class Samples:
             pixels, self.offset.dtype, element_strides(self.offset),
             None if mask is None else mask.dtype,
             NO_STRIDES if mask is None else element_strides(mask),
+            None if planes is None else element_strides(planes),
         )  # fmt: skip
         arguments: tuple[Any, ...] = arrays
+        if self.cut.block_sums is not None and planes is not None:
+            prepared = prepared.down(self.cut.block_sums.down)
         if name == "deform_backward_sorted":
             prepared = prepared.over_points(self.points)
             arguments = (np.int32(self.points), *arrays)

@@ -43,6 +43,14 @@ class Tile(NamedTuple):
         return int(rows.stop - rows.start) * int(columns.stop - columns.start)
 
 
+class BlockSums(NamedTuple):
+    """What the blocks of a backward without columns sum of the weight's gradient."""
+
+    across: int  # blocks beside each other at an image, of all deformable groups
+    down: int  # below each other
+    nbytes: int  # of a block's sums
+
+
 @dataclass(frozen=True)
 class Cut:
     """The cut of one call: images held together, windows or whole copies, pixels a tile."""
@@ -56,7 +64,8 @@ class Cut:
     worker_bytes: int  # each
     weight_bytes: int = 0  # each worker's for the gradient of the weight, beyond the budget
     index: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.int64))  # of kernels
-    direct: bool = False  # whether a forward needs no columns
+    direct: bool = False  # whether it needs no columns
+    block_sums: BlockSums | None = None  # of a backward without columns
     sorts: bool = False  # whether a backward orders its sampling points by cell
 
     @property

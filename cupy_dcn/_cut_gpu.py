@@ -26,7 +26,7 @@ import numpy as np
 
 from ._arrays import Array
 from ._chunk_gpu import Chip, chunk_pixels
-from ._cut import Cut
+from ._cut import BlockSums, Cut
 from ._geometry import Geometry
 from ._specialisation import copy_channels
 from ._workspace import ALIGNMENT
@@ -36,6 +36,8 @@ MOST_BLOCKS = 2**16 - 1
 LEAST_TILE_HEIGHT = 2
 # Of sampling points that are ordered: a place of two numbers, and the order; and of cells: a count.
 POINT_BYTES, CELL_BYTES = 12, 4
+# Blocks that sum the gradient of a depthwise weight: several rounds of any device.
+MOST_SUMS = 4096
 LARGEST_DIMENSION = 2**31 - 1  # cuBLAS takes the sizes of matrices as int
 
 
@@ -54,12 +56,14 @@ def cut_chunks(
     chip: Chip | None = None,
     sorts: bool = False,
     direct: bool = False,
+    sums: BlockSums | None = None,
 ) -> Cut:
     """Cut a call into chunks of several images, or of one image's rows.
 
     As large as the budget lets them be, unless ``chip`` is known: see _chunk_gpu.py. Where the
     backward ``sorts`` its sampling points, see _order_gpu.py, there is room for their order. A
-    ``direct`` forward, see _depthwise_gpu.py, has no columns: its chunks are whole images.
+    call that is ``direct``, see _depthwise_gpu.py, has no columns: its chunks are whole images. In
+    a backward, its blocks have ``sums``: as many blocks below each other as there is room for.
     """
     elements = geometry.taps * geometry.channels
     pixel_bytes = itemsize * (elements + out_channels)
@@ -80,6 +84,8 @@ def cut_chunks(
     if direct:
         pixel_bytes, chip = 0, None
     image_bytes = copy_bytes + count_bytes
+    if sums is not None:
+        image_bytes += sums.across * sums.nbytes
     together = workspace_bytes // (geometry.out_pixels * pixel_bytes + image_bytes)
     rows = LEAST_TILE_HEIGHT * MOST_BLOCKS
     held = max(min(together, geometry.images, MOST_BLOCKS), 1)
@@ -103,9 +109,15 @@ def cut_chunks(
     chunk_bytes = tile_pixels * pixel_bytes
     if sorts:  # three arrays more
         chunk_bytes += held * count_bytes + 4 * ALIGNMENT
+    if sums is not None:
+        room = max(workspace_bytes - held * copy_bytes, 0) // (held * sums.across * sums.nbytes)
+        enough = MOST_SUMS // (held * sums.across)
+        sums = sums._replace(down=max(min(sums.down, room, enough), 1))
+        chunk_bytes += held * sums.across * sums.down * sums.nbytes
+        weight_bytes += geometry.deformable_groups * sums.nbytes * 8 // sum_itemsize
     return Cut(
         geometry, held, None, tile_pixels, 1, held * copy_bytes, chunk_bytes,
-        weight_bytes if backward else 0, index, direct, sorts,
+        weight_bytes if backward else 0, index, direct, sums, sorts,
     )  # fmt: skip
 
 

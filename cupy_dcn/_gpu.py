@@ -15,7 +15,7 @@ from ._chunk_gpu import chip_of
 from ._columns_gpu import Image, im2col, locate, tile_of_columns, write_columns
 from ._cut import DEFAULT_WORKSPACE, Cut, Memory, Tile, Tiles, allocate_block
 from ._cut_gpu import cut_chunks, fit_index
-from ._depthwise_gpu import convolve_directly, is_direct
+from ._depthwise_gpu import block_sums, convolve_directly, is_direct
 from ._geometry import Geometry
 from ._matmul_gpu import (
     add_grad_weight,
@@ -75,13 +75,20 @@ def make_cut(
         if out_channels:
             cupy = sys.modules["cupy"]
             chip = chip_of(cupy, cupy.cuda.runtime.getDevice(), dtype.itemsize)
-    # The stages, without output channels, never do.
-    sorts = bool(
-        backward and out_channels and pays(geometry, dtype, reduces_vectors(sys.modules["cupy"]))
-    )
+    # The stages, without output channels, never do either.
+    of_blocks = None
+    if backward:
+        of_blocks = block_sums(geometry, out_channels, dtype, workspace_bytes)
+        direct = of_blocks is not None
+    else:
+        direct = is_direct(geometry, out_channels, dtype)
+    sorts = (
+        backward and out_channels > 0 and not direct
+        and pays(geometry, dtype, reduces_vectors(sys.modules["cupy"]))
+    )  # fmt: skip
     return cut_chunks(
         geometry, out_channels, dtype.itemsize, sums, workspace_bytes, backward, chip, sorts,
-        direct=not backward and is_direct(geometry, out_channels, dtype),
+        direct, of_blocks,
     )  # fmt: skip
 
 

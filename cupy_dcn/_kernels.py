@@ -23,6 +23,7 @@ FILES = {
     "from_channels_last": "channels_last.cu",
     "deform_im2col": "deform_im2col.cu",
     "deform_depthwise": "deform_depthwise.cu",
+    "deform_depthwise_backward": "deform_depthwise_backward.cu",
     "deform_col2im": "deform_col2im.cu",
     "deform_coord_grad": "deform_coord_grad.cu",
     "deform_backward": "deform_backward.cu",

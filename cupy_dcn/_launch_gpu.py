@@ -24,6 +24,7 @@ from ._specialisation import (
     SamplingMacros,
     Wants,
     copy_channels,
+    depthwise_macros,
     order_macros,
     sampling_macros,
     transpose_macros,
@@ -45,6 +46,10 @@ class Launch(NamedTuple):
         # Not None, which CuPy before 14 passes as an address of its own.
         arguments = (0 if array is None else array for array in arrays)
         kernel(cupy, name, self.macros)(self.grid, (self.threads,), (self.settings, *arguments))
+
+    def down(self, blocks: int) -> Launch:
+        """Return a launch of so many blocks below each other, that walk down the image."""
+        return self._replace(grid=(self.grid[0], blocks, self.grid[2]))
 
     def over_points(self, points: int) -> Launch:
         """Return a launch over so many ordered sampling points, instead of tiles of pixels."""
@@ -82,12 +87,19 @@ def sampling_launch(
     offset_strides: tuple[int, ...],
     mask_dtype: np.dtype[Any] | None,
     mask_strides: tuple[int, ...],
+    planes: tuple[int, ...] | None = None,
 ) -> Launch:
-    """Prepare a sampling kernel for a ``rectangle`` (row, column, rows, columns) of pixels."""
-    macros = sampling_macros(geometry, dtype, offset_dtype, mask_dtype, index, wants)
+    """Prepare a sampling kernel for a ``rectangle`` (row, column, rows, columns) of pixels.
+
+    ``planes``: the strides of grad_output, where it is read as it is, by depthwise layers.
+    """
+    kinds = geometry, dtype, offset_dtype, mask_dtype, index
+    macros = sampling_macros(*kinds, wants)
+    if planes is not None and wants is not None:
+        macros = depthwise_macros(*kinds, wants) or macros
     settings = launch_geometry(
         geometry, dtype.itemsize, index, rectangle=rectangle, column_pixels=column_pixels,
-        offset=offset_strides, mask=mask_strides,
+        planes=planes or NO_STRIDES, offset=offset_strides, mask=mask_strides,
     )  # fmt: skip
     return Launch(macros, _grid(macros, rectangle, images), macros.block, settings)
 
@@ -110,7 +122,7 @@ def to_channels_last(
     x_strides: tuple[int, ...],
 ) -> Launch:
     """Prepare the kernel from some images to their copies."""
-    settings = launch_geometry(geometry, dtype.itemsize, index, x=x_strides)
+    settings = launch_geometry(geometry, dtype.itemsize, index, planes=x_strides)
     return _transpose(geometry, index, dtype, images, copy_cells(geometry), settings)
 
 
@@ -160,7 +172,7 @@ def launch_geometry(
     *,
     rectangle: tuple[int, int, int, int] = (0, 0, 0, 0),
     column_pixels: int = 0,
-    x: tuple[int, ...] = NO_STRIDES,
+    planes: tuple[int, ...] = NO_STRIDES,
     offset: tuple[int, ...] = NO_STRIDES,
     mask: tuple[int, ...] = NO_STRIDES,
 ) -> Array:
@@ -172,6 +184,6 @@ def launch_geometry(
         row * geometry.stride_y - geometry.pad_top, column * geometry.stride_x - geometry.pad_left,
         geometry.stride_y, geometry.stride_x, geometry.dilation_y, geometry.dilation_x,
         geometry.out_height, geometry.out_width, column_pixels,
-        (geometry.width + 1) * channels, copy_cells(geometry) * channels, *x, *offset, *mask,
+        (geometry.width + 1) * channels, copy_cells(geometry) * channels, *planes, *offset, *mask,
     )  # fmt: skip
     return np.array(fields, index).view(np.dtype((np.void, len(fields) * index.itemsize)))

@@ -16,6 +16,7 @@ import numpy as np
 from ._arrays import Array
 from ._columns_gpu import GradImage, Image, backward, col2im, coord_grad, im2col, locate
 from ._cut import Cut, Tile
+from ._depthwise_gpu import pull_back_directly
 from ._workspace import Sum, Workspace
 
 
@@ -36,6 +37,7 @@ class Pullback:
     grad_x: Array | None = None
     grad_offset: Array | None = None
     grad_mask: Array | None = None
+    depthwise: tuple[Array, Array] | None = None  # weight and grad_output, if there are no columns
 
     def run(self) -> None:
         """Fill the gradients, that of the weight with its sum over all chunks."""
@@ -66,6 +68,11 @@ class Pullback:
     def _tile(self, tile: Tile, image: Image | None, grad_image: GradImage | None) -> None:
         (workspace,) = self.workspaces
         samples = locate(self.offset, self.mask, self.cut, tile, self.dtype, workspace)
+        if self.depthwise is not None:
+            total = None if self.add_grad_weight is None else self.grad_weights[0]
+            gradients = self.grad_offset, self.grad_mask
+            pull_back_directly(*self.depthwise, image, samples, grad_image, *gradients, total)
+            return
         resample = self.add_grad_weight is not None
         with workspace.scope():
             if image is not None and grad_image is None and not self._wants_coordinates:

@@ -16,6 +16,7 @@ TRANSPOSE_THREADS = 256  # of a block in channels_last.cu
 MOST_SIDE = 16  # of them at one pixel
 # Of sampling points in shared memory: two or more blocks of any kernel fit beside each other.
 POINT_BYTES = 32 * 1024
+SHARED_BYTES = 48 * 1024  # that a block may have on every architecture
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,22 @@ class SamplingMacros(Macros):
         width = 16 if self.lanes == 1 else 8
         return self.block // self.lanes // width, width
 
+    @property
+    def copy_shared(self) -> int:
+        """How many channels a deformable group has in the copy."""
+        return -(-self.channels // self.deformable_groups // self.vector) * self.vector
+
+    @property
+    def sum_bytes(self) -> int:
+        """Bytes of a number that is computed with."""
+        return 8 if self.data == "double" else 4
+
+    @property
+    def whole(self) -> bool:
+        """Whether the points of all taps are worked on at once."""
+        taps = self.kernel_height * self.kernel_width
+        return self.rows_at_once * self.columns_at_once == taps or self.lanes == 1
+
 
 class Wants(NamedTuple):
     """What a kernel that pulls gradients back is to fill."""
@@ -63,7 +80,7 @@ class Wants(NamedTuple):
     grad_x: bool = False
     grad_offset: bool = False
     grad_mask: bool = False
-    columns: bool = False
+    columns: bool = False  # or, without columns, grad_weight
 
 
 @dataclass(frozen=True)
@@ -78,8 +95,19 @@ class PullbackMacros(SamplingMacros):
     @property
     def points(self) -> int:
         """How many ordered sampling points a block is at, as in deform_backward_sorted.cu."""
-        groups, itemsize = self.block // self.lanes, 8 if self.data == "double" else 4
-        return groups * min(2048 // (groups * itemsize), 8)
+        groups = self.block // self.lanes
+        return groups * min(2048 // (groups * self.sum_bytes), 8)
+
+    @property
+    def depthwise_bytes(self) -> int:
+        """Shared memory of a block of deform_depthwise_backward.cu."""
+        vectors, pixels = self.copy_shared // self.vector, self.block // self.lanes
+        steps, taps = -(-vectors // self.lanes), self.kernel_height * self.kernel_width
+        held = min(steps, 1 if self.vector > 4 else 2)
+        channels = held * self.lanes * self.vector
+        numbers = taps * self.copy_shared + pixels * (2 * channels + self.vector)
+        numbers += pixels * taps * (10 if steps > held else 6) + pixels * 16 * (self.lanes + 1)
+        return numbers * self.sum_bytes + pixels * taps * np.dtype(self.index).itemsize
 
 
 @dataclass(frozen=True)
@@ -109,12 +137,13 @@ def sampling_macros(
     mask: np.dtype[Any] | None,
     index: np.dtype[Any],
     wants: Wants | None = None,
+    most_threads: int = 256,
 ) -> SamplingMacros:
     """Specialise a sampling kernel; ``wants`` is what it fills, None of deform_im2col."""
     vector = vector_width(geometry, dtype.itemsize)
     lanes = lane_count(-(-geometry.deformable_channels // vector))
     # A block at fewer pixels where a thread needs more registers (geometry.cuh).
-    block = 128 if lanes == 1 or vector > 4 else 256
+    block = min(128 if lanes == 1 or vector > 4 else 256, most_threads)
     # Four weights that turn into dots, for these two fractions, and a cell.
     words = 6 if wants and (wants.grad_offset or wants.grad_mask) else 4
     point_bytes = words * compute_dtype(dtype).itemsize + index.itemsize
@@ -126,6 +155,23 @@ def sampling_macros(
         block, rows, columns,
     )  # fmt: skip
     return SamplingMacros(*values) if wants is None else PullbackMacros(*values, *map(int, wants))
+
+
+def depthwise_macros(
+    geometry: Geometry,
+    dtype: np.dtype[Any],
+    offset: np.dtype[Any],
+    mask: np.dtype[Any] | None,
+    index: np.dtype[Any],
+    wants: Wants,
+) -> PullbackMacros | None:
+    """Specialise the backward of a depthwise layer; None where it does not fit into a block."""
+    for threads in (256, 128):
+        macros = sampling_macros(geometry, dtype, offset, mask, index, wants, threads)
+        assert isinstance(macros, PullbackMacros)
+        if macros.lanes > 1 and macros.whole and macros.depthwise_bytes <= SHARED_BYTES:
+            return macros
+    return None
 
 
 def order_macros(geometry: Geometry, dtype: np.dtype[Any], offset: np.dtype[Any]) -> SamplingMacros:

@@ -13,14 +13,26 @@ import numpy.typing as npt
 from . import _kernels
 from ._arrays import SUPPORTED, is_half, is_supported
 from ._attributes import came, geometry_of, is_integer, pair
-from ._depthwise_gpu import is_direct
+from ._cut import DEFAULT_WORKSPACE
+from ._depthwise_gpu import block_sums, is_direct
 from ._geometry import Geometry
 from ._order_gpu import may_pay
-from ._specialisation import Macros, Wants, order_macros, sampling_macros, transpose_macros
+from ._specialisation import (
+    Macros,
+    Wants,
+    depthwise_macros,
+    order_macros,
+    sampling_macros,
+    transpose_macros,
+)
 
-FORWARD = ("to_channels_last", "deform_im2col")
+FORWARD: tuple[str, ...] = ("to_channels_last", "deform_im2col")
 BACKWARD = ("deform_backward", "from_channels_last")
-SORTED = ("count_samples", "start_cells", "order_samples", "deform_backward_sorted")
+SORTED = (
+    "count_samples", "start_cells", "order_samples", "deform_backward_sorted", "from_channels_last",
+)  # fmt: skip
+DIRECT_FORWARD = ("to_channels_last", "deform_depthwise")
+DIRECT_BACKWARD = ("deform_depthwise_backward", "from_channels_last")
 INDEX = np.dtype(np.int32)  # wider where an array has 2^31 elements or more
 
 
@@ -132,9 +144,11 @@ def kernels_of(
         sorting = layer_kernels(geometry, x, offset, factor if mask else None, INDEX, True, True)
         found += [each for each in sorting if each not in found]
     if is_direct(geometry, geometry.channels, x):  # with as many output channels
+        sums = block_sums(geometry, geometry.channels, x, DEFAULT_WORKSPACE)
         direct = layer_kernels(
-            geometry, x, offset, factor if mask else None, INDEX, False, direct=True
-        )
+            geometry, x, offset, factor if mask else None, INDEX,
+            backward and sums is not None, direct=True,
+        )  # fmt: skip
         found += [each for each in direct if each not in found]
     return found
 
@@ -151,24 +165,24 @@ def layer_kernels(
 ) -> list[tuple[str, Macros]]:
     """Return the names and macros of the kernels of a forward, and of a backward if asked for.
 
-    ``direct``: of a forward without columns; ``sorts``: of a backward that orders its sampling
-    points.
+    ``direct``: without columns; ``sorts``: of a backward that orders its sampling points.
     """
     sampled = geometry, x, offset, mask, index
     transposing = transpose_macros(geometry, x, index)
-    pulling = sampling_macros(*sampled, Wants(True, True, mask is not None, True))
-    macros: dict[str, Macros] = {
+    wants = Wants(True, True, mask is not None, True)
+    macros = {
         "deform_im2col": sampling_macros(*sampled),
         "deform_depthwise": sampling_macros(*sampled),
-        "deform_backward": pulling,
-        "deform_backward_sorted": pulling,
+        "deform_backward": sampling_macros(*sampled, wants),
+        "deform_backward_sorted": sampling_macros(*sampled, wants),
+        "deform_depthwise_backward": depthwise_macros(*sampled, wants),
         "to_channels_last": transposing,
         "from_channels_last": transposing,
     }
-    names: tuple[str, ...] = ("to_channels_last", "deform_depthwise") if direct else FORWARD
+    names = DIRECT_FORWARD if direct else FORWARD
     if backward:
-        names += (*SORTED, "from_channels_last") if sorts else BACKWARD
-    return [(name, macros.get(name, order_macros(geometry, x, offset))) for name in names]
+        names += DIRECT_BACKWARD if direct else SORTED if sorts else BACKWARD
+    return [(name, macros.get(name) or order_macros(geometry, x, offset)) for name in names]
 
 
 def load(cupy: ModuleType, wanted: Iterable[tuple[str, Macros]]) -> None:

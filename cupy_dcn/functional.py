@@ -292,6 +292,7 @@ def backward(prepared: Prepared, call: Arguments, grad_output: Array, grads: Gra
         twin.Pullback(
             cut, dtype, shared, workspaces, call.x, call.offset, call.mask, grad_columns_of,
             add_grad_weight if totals else None, totals, grads.x, grads.offset, grads.mask,
+            (weight, grad_output) if cut.direct else None,
         ).run()  # fmt: skip
         if grads.weight is not None:
             total = totals[0]

@@ -220,7 +220,7 @@ def test_geometry_is_passed_as_it_is_read(index):
     # Two deformable groups of three channels, in the copy of four.
     sizes |= {"channels": 6, "deformable_groups": 2, "stride_y": 53, "stride_x": 59}
     strides = {
-        name: tuple(range(at, at + 4)) for name, at in (("x", 1), ("offset", 21), ("mask", 31))
+        name: tuple(range(at, at + 4)) for name, at in (("planes", 1), ("offset", 21), ("mask", 31))
     }
     launch = _launch_gpu.launch_geometry(
         Geometry(**sizes), 4, np.dtype(index), rectangle=(3, 7, 13, 17), column_pixels=9, **strides
