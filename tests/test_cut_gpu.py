@@ -244,7 +244,13 @@ def test_geometry_fits_its_index_at_the_limits():
     assert cut.index == "int32"
     strides = (MOST_INT32 - 1, -MOST_INT32, 1, 0)
     packed = launch_geometry(
-        geometry, 4, cut.index, column_pixels=MOST_INT32, planes=strides, offset=strides, mask=strides
+        geometry,
+        4,
+        cut.index,
+        column_pixels=MOST_INT32,
+        planes=strides,
+        offset=strides,
+        mask=strides,
     )
     fields = np.frombuffer(packed.tobytes(), np.int32)
     assert fields.size == 27
