@@ -74,6 +74,7 @@ gpu-report: $(VENV)/.ready-$(CUPY) ## on a machine with a GPU: write what only i
 bench: $(sort $(if $(filter no-cupy,$(CUPY)),,$(COUNTED)) $(TIMED)) ## count the GPU path, and time it if there is a GPU; time the CPU path; both beside their peers
 	$(if $(filter no-cupy,$(CUPY)),@echo "The GPU path is left out: no CuPy",$(BENCH) benchmarks/gpu.py --results $(RESULTS))
 	$(dir $(TIMED))bin/python benchmarks/cpu_peers.py $(ARGS)
+	CUPY_DCN_NUMBA=0 $(dir $(TIMED))bin/python benchmarks/small_call.py
 
 figures: $(VENV)-demo/.ready ## draw the pictures of the documentation again
 	$(DEMOS) docs/figures.py
