@@ -1743,6 +1743,7 @@ HALF_A_ROW = np.array([0.5, 0] * 20).reshape(1, 20, 2).transpose(0, 2, 1).reshap
 BROKEN_MASK = Case(1, 4, (4, 5), 2, (3, 3), padding=(1, 1, 1, 1))
 SHARED_BROKEN = Case(1, 8, (4, 5), 2, (5, 5), padding=(2, 2, 2, 2))  # taps in parts
 DEPTHWISE_BROKEN = Case(1, 10, (5, 6), 10, (3, 3), groups=10, padding=(1, 1, 1, 1))
+DEPTHWISE_INSIDE = Case(1, 22, (5, 6), 22, (2, 2), deformable_groups=2, groups=22, spread=0.2)
 TRIALS = [  # those that notice the most come first
     # Threads alone at their pixels; lanes that share one, with zeros behind the channels.
     trial(SMALL),
@@ -1781,6 +1782,8 @@ TRIALS = [  # those that notice the most come first
     # Depthwise layers: lanes with more vectors than are held, broken masks, threads alone.
     trial(Case(2, 76, (5, 9), 76, (3, 3), groups=76, padding=(1, 1, 1, 1))),
     trial(DEPTHWISE_BROKEN, mask=infinite_mask(DEPTHWISE_BROKEN)),
+    trial(DEPTHWISE_BROKEN, **broken_point(DEPTHWISE_BROKEN)),
+    trial(DEPTHWISE_INSIDE, mask=infinite_mask(DEPTHWISE_INSIDE)),
     trial(Case(2, 6, (9, 17), 6, (2, 2), groups=6, deformable_groups=2)),
     # Points ordered by cell: walked several times, some outside, cells of more than one block.
     trial(Case(2, 136, (4, 5), 2, (2, 2), deformable_groups=2, padding=(1, 0, 1, 0)), sorts=True),
@@ -1867,6 +1870,8 @@ def problem_of(number, monkeypatch):
                 return "written columns that were to be read"
             # In chunks, too: several rows of one image each.
             for budget in (None, 24 * least_workspace(inputs.backward)):
+                # And in as few blocks as there can be, that walk down the image.
+                patch.setattr(_cut_gpu, "MOST_SUMS", _cut_gpu.MOST_SUMS if budget is None else 1)
                 for needs in NEEDS:
                     found = inputs.backward(workspace_bytes=budget, needs=needs)
                     for name, one, other in zip(GRADIENTS, found, gradients, strict=True):
