@@ -32,7 +32,7 @@ KINDS = (
     "dram_bytes",
 )
 SIZES = {"S1": (28, 36), "S2": (12, 20), "S3": (40, 36), "S4": (36, 40), "S5": (28, 36),
-         "S6": (20, 28)}  # fmt: skip
+         "S6": (20, 28), "S7": (20, 28)}  # fmt: skip
 
 
 def nvrtc_version():

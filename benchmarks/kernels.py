@@ -17,7 +17,8 @@ import numpy as np
 
 from cupy_dcn import _kernels
 from cupy_dcn._cut import DEFAULT_WORKSPACE
-from cupy_dcn._depthwise_gpu import block_sums, is_direct
+from cupy_dcn._depthwise_gpu import block_sums
+from cupy_dcn._direct_gpu import is_direct
 from cupy_dcn._geometry import Geometry
 from cupy_dcn._order_gpu import may_pay
 from cupy_dcn._specialisation import (
@@ -41,7 +42,7 @@ OPTIONS = ("-std=c++17", "-ftz=true", "--device-as-default-execution-space")
 VERBOSE = ("--ptxas-options=-v",)
 WANTS = {
     "deform_im2col": None,
-    "deform_depthwise": None,
+    "deform_direct": None,
     "deform_col2im": Wants(grad_x=True),
     "deform_coord_grad": Wants(grad_offset=True, grad_mask=True),
     "deform_backward": Wants(True, True, True, True),
@@ -69,6 +70,7 @@ class Layer(NamedTuple):
     masked: bool = True
     offset: str | None = None  # dtype of offset and mask, x's by default
     index: str = "int32"
+    outputs: int | None = None  # C_out/G, C_in/G by default; if given, for deform_direct alone
 
     @property
     def about(self):
@@ -78,6 +80,7 @@ class Layer(NamedTuple):
             "" if self.masked else "no mask",
             f"offset {self.offset}" if self.offset else "",
             self.index if self.index != "int32" else "",
+            f"C_out/G {self.outputs}" if self.outputs else "",
         )
         return ", ".join(filter(None, others))
 
@@ -94,10 +97,17 @@ class Layer(NamedTuple):
             self.groups, self.deformable_groups,
         )  # fmt: skip
 
+    @property
+    def group_outputs(self):
+        return self.outputs or self.channels // self.groups
+
     def has(self, name):
         """Tell whether a call with such a layer can come to one of the kernels."""
-        if name == "deform_depthwise":
-            return is_direct(self.geometry, self.channels, dtype_of(self.dtype))
+        if name == "deform_direct":
+            outputs = self.groups * self.group_outputs
+            return is_direct(self.geometry, outputs, dtype_of(self.dtype))
+        if self.outputs:
+            return False
         if name == "deform_depthwise_backward":
             dtype = dtype_of(self.dtype)
             return block_sums(self.geometry, self.channels, dtype, DEFAULT_WORKSPACE) is not None
@@ -117,7 +127,8 @@ class Layer(NamedTuple):
             wants = wants._replace(grad_mask=wants.grad_mask and self.masked)
         if name == "deform_depthwise_backward":
             return depthwise_macros(geometry, dtype, offset, mask, index, wants)
-        return sampling_macros(geometry, dtype, offset, mask, index, wants)
+        outputs = self.group_outputs if name == "deform_direct" else 0
+        return sampling_macros(geometry, dtype, offset, mask, index, wants, outputs)
 
 
 # The layers of common networks: their kernels must fit into the registers.
@@ -136,6 +147,11 @@ OTHERS = (
     Layer("float64", 5, 64, groups=64),
     Layer("float32", 5, 3, groups=3),
     Layer("bfloat16", 7, 20, groups=20, deformable_groups=2),
+    Layer("float32", 5, 3, outputs=8),
+    Layer("float16", 3, 8, outputs=16),
+    Layer("float32", 3, 64, groups=16, outputs=4, index="int64"),
+    Layer("bfloat16", 3, 64, groups=64, outputs=4, offset="float32"),
+    Layer("float64", 3, 20, groups=10, deformable_groups=2, outputs=8, masked=False),
     Layer("float32", 3, 64, masked=False),
     Layer("float16", 3, 64, offset="float32"),
     Layer("bfloat16", 3, 64, offset="float32", masked=False),

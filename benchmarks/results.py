@@ -8,7 +8,7 @@ from emulator import nvrtc
 from gpu_report import table
 from roofline import DEVICES
 from shapes import Case
-from targets import DIRECTIONS, TARGETS, TORCHVISION, Figures
+from targets import DIRECTIONS, REASONS, TARGETS, TORCHVISION, Figures
 
 import cupy_dcn
 
@@ -159,9 +159,9 @@ def missed(tables):
             for name, value, most in zip(Figures._fields, found, target, strict=True):
                 if most is not None and value > most * 1.005:  # as precise as the targets are given
                     about = f"{counted.case.name}, {counted.dtype}, {direction}"
-                    lines.append(
-                        f"- {about}: {name.replace('_', ' ')} {value:.3g}, at most {most:g}"
-                    )
+                    reason = REASONS.get((counted.case.name, counted.dtype, direction, name))
+                    line = f"- {about}: {name.replace('_', ' ')} {value:.3g}, at most {most:g}"
+                    lines.append(f"{line}: {reason}" if reason else line)
     return ["Targets missed:", "", *lines] if lines else ["Every target is met."]
 
 

@@ -115,6 +115,7 @@ COUNTED = {
         Case("S4", 1, 3, 128, 128, 8, 5, 1, version=2),
         Case("S5", 1, 64, 56, 56, 64, 3, 1, version=2, groups=64),
         Case("S6", 2, 64, 56, 56, 64, 3, 8, version=2),
+        Case("S7", 1, 64, 56, 56, 64, 3, 1, version=2, groups=16),
     )
 }
 # Layers of real networks, for one image: the last three stages of a ResNet, the alignment of a

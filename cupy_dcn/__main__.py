@@ -46,6 +46,7 @@ def _warmup(options: argparse.Namespace) -> None:
         count = warmup(
             channels,
             kernel,
+            out_channels=options.out_channels,
             groups=options.groups,
             deformable_groups=options.deformable_groups,
             dtype=dtype,
@@ -137,6 +138,9 @@ def _add_warmup(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         default=["float32"],
         metavar="NAME,...",
         help="float64, float32, float16 or bfloat16 (default: float32)",
+    )
+    parser.add_argument(
+        "--out-channels", type=int, metavar="N", help="C_out (default: that of --channels)"
     )
     for name in ("groups", "deformable-groups"):
         parser.add_argument(f"--{name}", type=int, default=1, metavar="N", help="(default: 1)")

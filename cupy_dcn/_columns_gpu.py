@@ -51,17 +51,19 @@ class Samples:
         *arrays: Array | None,
         wants: Wants | None = None,
         planes: Array | None = None,
+        outputs: int = 0,
     ) -> None:
         """Run a kernel over the tile's points; ``arrays`` are its arguments.
 
-        Of these, ``columns`` and ``planes`` (of grad_output) say how they are laid out.
+        Of these, ``columns`` and ``planes`` (of grad_output) say how they are laid out. ``wants``
+        and ``outputs`` are as for sampling_macros.
         """
         tile, mask = self.tile, self.mask
         rectangle = (tile.rows.start, tile.columns.start, *self.size)
         pixels = 0 if columns is None else self._group_pixels(columns)
         prepared = sampling_launch(
-            self.cut.geometry, self.cut.index, self.dtype, wants, rectangle, tile.image_count,
-            pixels, self.offset.dtype, element_strides(self.offset),
+            self.cut.geometry, self.cut.index, self.dtype, wants, outputs, rectangle,
+            tile.image_count, pixels, self.offset.dtype, element_strides(self.offset),
             None if mask is None else mask.dtype,
             NO_STRIDES if mask is None else element_strides(mask),
             None if planes is None else element_strides(planes),

@@ -96,10 +96,10 @@ def load_kernels(
     offset: np.dtype[Any],
     mask: np.dtype[Any] | None,
     backward: bool,
-    like: Array,
+    weight: Array,
 ) -> None:
     """Nothing to compile."""
-    del cut, dtype, offset, mask, backward, like
+    del cut, dtype, offset, mask, backward, weight
 
 
 def Turns(like: Array) -> AbstractContextManager[object]:

@@ -62,8 +62,8 @@ def cut_chunks(
 
     As large as the budget lets them be, unless ``chip`` is known: see _chunk_gpu.py. Where the
     backward ``sorts`` its sampling points, see _order_gpu.py, there is room for their order. A
-    call that is ``direct``, see _depthwise_gpu.py, has no columns: its chunks are whole images. In
-    a backward, its blocks have ``sums``: as many blocks below each other as there is room for.
+    call that is ``direct``, see _direct_gpu.py, has no columns: its chunks are whole images. In a
+    backward, its blocks have ``sums``: as many blocks below each other as there is room for.
     """
     elements = geometry.taps * geometry.channels
     pixel_bytes = itemsize * (elements + out_channels)

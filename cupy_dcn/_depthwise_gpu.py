@@ -1,9 +1,8 @@
-"""Depthwise layers without columns (GPU): when, and the launches.
+"""The backward of depthwise layers without columns (GPU): when, and the launch.
 
 With one channel a group each product of columns has one row and one column: cuBLAS multiplies
-little and moves much. One kernel samples, multiplies and adds up in registers instead. The rule:
-C_in/G = C_out/G = 1, and the sampling points of all taps and the weights of a deformable group fit
-into shared memory. A backward needs besides
+little and moves much. One kernel samples, multiplies and adds up instead. The rule: one channel a
+group, in and out; a forward without columns (_direct_gpu.py); and besides
 
 - two vectors of channels or more in a deformable group: a thread alone at a pixel would add up the
   gradient of the weight with all others of its block, tap after tap;
@@ -19,28 +18,20 @@ import numpy as np
 from ._arrays import Array, compute_dtype
 from ._columns_gpu import GradImage, Image, Samples, of_tile
 from ._cut import BlockSums
+from ._direct_gpu import is_direct
 from ._geometry import Geometry
-from ._specialisation import Wants, depthwise_macros, sampling_macros
+from ._specialisation import Wants, depthwise_macros
 from ._workspace import Sum, Workspace
 
-WEIGHT_BYTES = 12 * 1024  # of shared memory, beside the 32 KiB of sampling points
 INDEX = np.dtype(np.int64)  # of which points take most
-
-
-def is_direct(geometry: Geometry, out_channels: int, dtype: np.dtype[Any]) -> bool:
-    """Tell whether a forward is one kernel a chunk, without columns and products."""
-    if geometry.group_channels != 1 or out_channels != geometry.channels:
-        return False
-    macros = sampling_macros(geometry, dtype, dtype, None, INDEX)
-    weight_bytes = geometry.taps * macros.copy_shared * macros.sum_bytes
-    return macros.whole and weight_bytes <= WEIGHT_BYTES
 
 
 def block_sums(
     geometry: Geometry, out_channels: int, dtype: np.dtype[Any], workspace_bytes: int
 ) -> BlockSums | None:
     """Return what a backward without columns sums in every block; None where there is none."""
-    if not is_direct(geometry, out_channels, dtype):
+    depthwise = geometry.group_channels == 1 and out_channels == geometry.channels
+    if not depthwise or not is_direct(geometry, out_channels, dtype):
         return None
     macros = depthwise_macros(geometry, dtype, dtype, None, INDEX, Wants(True, True, True, True))
     if macros is None:
@@ -50,21 +41,6 @@ def block_sums(
     nbytes = geometry.taps * macros.copy_shared * macros.sum_bytes
     sums = BlockSums(across, -(-geometry.out_height // rows), nbytes)
     return sums if across * nbytes <= workspace_bytes // 2 else None
-
-
-def convolve_directly(
-    weight: Array, image: Image, samples: Samples, bias: Array | None, out: Array
-) -> bool:
-    """Write a tile of out (N, C_out, OH, OW) if the layer allows it; tell whether it does.
-
-    ``weight`` and ``bias`` are as for write_output.
-    """
-    if not samples.cut.direct:
-        return False
-    tile = samples.tile
-    sampled = image.of_images(tile.images), samples.offset, samples.mask
-    samples.launch("deform_depthwise", None, *sampled, weight, bias, of_tile(out, tile))
-    return True
 
 
 def pull_back_directly(

@@ -15,7 +15,8 @@ from ._chunk_gpu import chip_of
 from ._columns_gpu import Image, im2col, locate, tile_of_columns, write_columns
 from ._cut import DEFAULT_WORKSPACE, Cut, Memory, Tile, Tiles, allocate_block
 from ._cut_gpu import cut_chunks, fit_index
-from ._depthwise_gpu import block_sums, convolve_directly, is_direct
+from ._depthwise_gpu import block_sums
+from ._direct_gpu import convolve_directly, is_direct
 from ._geometry import Geometry
 from ._matmul_gpu import (
     add_grad_weight,
@@ -103,13 +104,14 @@ def load_kernels(
     offset: np.dtype[Any],
     mask: np.dtype[Any] | None,
     backward: bool,
-    like: Array,
+    weight: Array,
 ) -> None:
     """Compile a layer's kernels for the current device."""
+    outputs = len(weight) // cut.geometry.groups if cut.direct else 0
     wanted = layer_kernels(
-        cut.geometry, dtype, offset, mask, cut.index, backward, cut.sorts_here, cut.direct
+        cut.geometry, dtype, offset, mask, cut.index, backward, cut.sorts_here, outputs
     )
-    load(cupy_of(like), wanted)
+    load(cupy_of(weight), wanted)
 
 
 class Turns:

@@ -22,7 +22,7 @@ FILES = {
     "to_channels_last": "channels_last.cu",
     "from_channels_last": "channels_last.cu",
     "deform_im2col": "deform_im2col.cu",
-    "deform_depthwise": "deform_depthwise.cu",
+    "deform_direct": "deform_direct.cu",
     "deform_depthwise_backward": "deform_depthwise_backward.cu",
     "deform_col2im": "deform_col2im.cu",
     "deform_coord_grad": "deform_coord_grad.cu",

@@ -80,6 +80,7 @@ def sampling_launch(
     index: np.dtype[Any],
     dtype: np.dtype[Any],
     wants: Wants | None,
+    outputs: int,
     rectangle: tuple[int, int, int, int],
     images: int,
     column_pixels: int,
@@ -94,7 +95,7 @@ def sampling_launch(
     ``planes``: the strides of grad_output, where it is read as it is, by depthwise layers.
     """
     kinds = geometry, dtype, offset_dtype, mask_dtype, index
-    macros = sampling_macros(*kinds, wants)
+    macros = sampling_macros(*kinds, wants, outputs)
     if planes is not None and wants is not None:
         macros = depthwise_macros(*kinds, wants) or macros
     settings = launch_geometry(

@@ -74,6 +74,13 @@ class SamplingMacros(Macros):
         return self.rows_at_once * self.columns_at_once == taps or self.lanes == 1
 
 
+@dataclass(frozen=True)
+class DirectMacros(SamplingMacros):
+    """Macros of the kernel without columns; see deform_direct.cu."""
+
+    outputs: int  # C_out/G
+
+
 class Wants(NamedTuple):
     """What a kernel that pulls gradients back is to fill."""
 
@@ -137,9 +144,13 @@ def sampling_macros(
     mask: np.dtype[Any] | None,
     index: np.dtype[Any],
     wants: Wants | None = None,
+    outputs: int = 0,
     most_threads: int = 256,
 ) -> SamplingMacros:
-    """Specialise a sampling kernel; ``wants`` is what it fills, None of deform_im2col."""
+    """Specialise a sampling kernel; ``wants`` is what it fills, None of deform_im2col.
+
+    ``outputs``: C_out/G of deform_direct, which multiplies what it samples.
+    """
     vector = vector_width(geometry, dtype.itemsize)
     lanes = lane_count(-(-geometry.deformable_channels // vector))
     # A block at fewer pixels where a thread needs more registers (geometry.cuh).
@@ -154,7 +165,9 @@ def sampling_macros(
         geometry.deformable_groups, geometry.kernel_height, geometry.kernel_width, vector, lanes,
         block, rows, columns,
     )  # fmt: skip
-    return SamplingMacros(*values) if wants is None else PullbackMacros(*values, *map(int, wants))
+    if wants is not None:
+        return PullbackMacros(*values, *map(int, wants))
+    return DirectMacros(*values, outputs) if outputs else SamplingMacros(*values)
 
 
 def depthwise_macros(
@@ -167,7 +180,7 @@ def depthwise_macros(
 ) -> PullbackMacros | None:
     """Specialise the backward of a depthwise layer; None where it does not fit into a block."""
     for threads in (256, 128):
-        macros = sampling_macros(geometry, dtype, offset, mask, index, wants, threads)
+        macros = sampling_macros(geometry, dtype, offset, mask, index, wants, most_threads=threads)
         assert isinstance(macros, PullbackMacros)
         if macros.lanes > 1 and macros.whole and macros.depthwise_bytes <= SHARED_BYTES:
             return macros

@@ -14,7 +14,8 @@ from . import _kernels
 from ._arrays import SUPPORTED, is_half, is_supported
 from ._attributes import came, geometry_of, is_integer, pair
 from ._cut import DEFAULT_WORKSPACE
-from ._depthwise_gpu import block_sums, is_direct
+from ._depthwise_gpu import block_sums
+from ._direct_gpu import is_direct
 from ._geometry import Geometry
 from ._order_gpu import may_pay
 from ._specialisation import (
@@ -31,7 +32,7 @@ BACKWARD = ("deform_backward", "from_channels_last")
 SORTED = (
     "count_samples", "start_cells", "order_samples", "deform_backward_sorted", "from_channels_last",
 )  # fmt: skip
-DIRECT_FORWARD = ("to_channels_last", "deform_depthwise")
+DIRECT_FORWARD = ("to_channels_last", "deform_direct")
 DIRECT_BACKWARD = ("deform_depthwise_backward", "from_channels_last")
 INDEX = np.dtype(np.int32)  # wider where an array has 2^31 elements or more
 
@@ -40,6 +41,7 @@ def warmup(
     channels: int,
     kernel_size: int | Sequence[int] = 3,
     *,
+    out_channels: int | None = None,
     groups: int = 1,
     deformable_groups: int = 1,
     dtype: npt.DTypeLike = "float32",
@@ -59,6 +61,8 @@ def warmup(
         C_in.
     kernel_size : int or (int, int)
         KH and KW.
+    out_channels : int, optional
+        C_out, by default C_in. It matters where a group has few channels (see Notes).
     groups, deformable_groups : int
         As given to `deform_conv2d`.
     dtype : dtype
@@ -86,8 +90,9 @@ def warmup(
 
     Notes
     -----
-    Nothing else is compiled into a kernel: calls differ in batch, image size, output channels,
-    stride, padding and dilation without a compilation. An exception are arrays of 2^31 elements or
+    Nothing else is compiled into a kernel: calls differ in batch, image size, stride, padding and
+    dilation without a compilation, and in output channels unless a group has few channels, in and
+    out: then the forward is a kernel of its own. An exception are arrays of 2^31 elements or
     more, whose kernels have wider indices; they are compiled at their first call. So are the
     kernels of a backward that is asked for some of the gradients alone (``needs``), and those of
     `deform_col2im` and `deform_coord_grad`: the one compiled here works out all gradients.
@@ -101,8 +106,8 @@ def warmup(
     0
     """
     wanted = kernels_of(
-        channels, kernel_size, groups, deformable_groups, dtype, offset_dtype, mask_dtype, mask,
-        backward,
+        channels, kernel_size, out_channels, groups, deformable_groups, dtype, offset_dtype,
+        mask_dtype, mask, backward,
     )  # fmt: skip
     cupy = usable_cupy()
     before = set(_kernels.compiled())
@@ -113,6 +118,7 @@ def warmup(
 def kernels_of(
     channels: object,
     kernel_size: object,
+    out_channels: object,
     groups: object,
     deformable_groups: object,
     dtype: object,
@@ -136,6 +142,9 @@ def kernels_of(
     geometry = geometry_of(
         shape, (height, width), 1, 0, 1, deformable_groups, groups, owner="the layer"
     )
+    outputs = geometry.group_channels
+    if out_channels is not None:
+        outputs = check_out_channels(out_channels, geometry) // geometry.groups
     x = dtype_of("dtype", dtype)
     offset = x if offset_dtype is None else dtype_beside(x, "offset_dtype", offset_dtype)
     factor = x if mask_dtype is None else dtype_beside(x, "mask_dtype", mask_dtype)
@@ -143,11 +152,11 @@ def kernels_of(
     if backward and may_pay(geometry):  # which depends on the images' size and on the device
         sorting = layer_kernels(geometry, x, offset, factor if mask else None, INDEX, True, True)
         found += [each for each in sorting if each not in found]
-    if is_direct(geometry, geometry.channels, x):  # with as many output channels
-        sums = block_sums(geometry, geometry.channels, x, DEFAULT_WORKSPACE)
+    if is_direct(geometry, outputs * geometry.groups, x):
+        sums = block_sums(geometry, outputs * geometry.groups, x, DEFAULT_WORKSPACE)
         direct = layer_kernels(
             geometry, x, offset, factor if mask else None, INDEX,
-            backward and sums is not None, direct=True,
+            backward and sums is not None, direct=outputs,
         )  # fmt: skip
         found += [each for each in direct if each not in found]
     return found
@@ -161,18 +170,19 @@ def layer_kernels(
     index: np.dtype[Any],
     backward: object,
     sorts: bool = False,
-    direct: bool = False,
+    direct: int = 0,
 ) -> list[tuple[str, Macros]]:
     """Return the names and macros of the kernels of a forward, and of a backward if asked for.
 
-    ``direct``: without columns; ``sorts``: of a backward that orders its sampling points.
+    ``direct``: C_out/G without columns, else 0; ``sorts``: of a backward that orders its sampling
+    points.
     """
     sampled = geometry, x, offset, mask, index
     transposing = transpose_macros(geometry, x, index)
     wants = Wants(True, True, mask is not None, True)
     macros = {
         "deform_im2col": sampling_macros(*sampled),
-        "deform_depthwise": sampling_macros(*sampled),
+        "deform_direct": sampling_macros(*sampled, outputs=direct),
         "deform_backward": sampling_macros(*sampled, wants),
         "deform_backward_sorted": sampling_macros(*sampled, wants),
         "deform_depthwise_backward": depthwise_macros(*sampled, wants),
@@ -190,6 +200,19 @@ def load(cupy: ModuleType, wanted: Iterable[tuple[str, Macros]]) -> None:
     for name, macros in wanted:
         # Taken from the process's own table it may be there for another device only.
         _ = _kernels.kernel(cupy, name, macros).kernel
+
+
+def check_out_channels(value: object, geometry: Geometry) -> int:
+    """Return C_out if the layer can have as many."""
+    if not is_integer(value):
+        raise TypeError(f"out_channels must be an int, got {came(value)}; it is C_out")
+    count, groups = int(value), geometry.groups  # type: ignore[call-overload]
+    if count < 1 or count % groups:
+        raise ValueError(
+            f"out_channels is {count}, expected a positive multiple of groups = {groups}; it is"
+            " C_out, weight.shape[0]"
+        )
+    return int(count)
 
 
 def dtype_of(name: str, value: object) -> np.dtype[Any]:

@@ -108,13 +108,13 @@ def test_info_counts_kernels(stand_in, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))
     for name in ("a.cubin", "b.cubin", "b.cu"):
         (tmp_path / name).touch()
-    cupy_dcn.warmup(2, backward=False)
-    cupy_dcn.warmup(3, backward=False)
+    cupy_dcn.warmup(2, out_channels=17, backward=False)
+    cupy_dcn.warmup(3, out_channels=8, backward=False)
     lines = info_lines(capsys)
     assert lines["kernel cache"] == f"{tmp_path}, 2 kernels, CuPy's own included"
     assert lines["compiled here"] == (
         "to_channels_last (float, 2), deform_im2col (float, 2),"
-        " to_channels_last (float, 3), deform_im2col (float, 3)"
+        " to_channels_last (float, 3), deform_im2col (float, 3), deform_direct (float, 3)"
     )
     monkeypatch.setenv("CUPY_CACHE_IN_MEMORY", "1")
     assert info_lines(capsys)["kernel cache"].startswith("in memory")
@@ -500,9 +500,9 @@ def test_warmup_is_for_the_current_device(stand_in):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stand_in, "RawModule", Module)
-        assert cupy_dcn.warmup(3, backward=False) == 2
+        assert cupy_dcn.warmup(12, backward=False) == 2
         with stand_in.cuda.Device(1):
-            assert cupy_dcn.warmup(3, backward=False) == 0
+            assert cupy_dcn.warmup(12, backward=False) == 0
     assert asked == [0, 0, 1, 1]  # a kernel known from one device is loaded on the other, too
 
 
@@ -513,6 +513,13 @@ def test_warmup_is_for_the_current_device(stand_in):
         ({"channels": 0}, ValueError, "channels must be at least 1, got 0; it is C_in"),
         ({"kernel_size": 0}, ValueError, "kernel_size must be at least 1, got 0"),
         ({"kernel_size": (3, 3, 3)}, ValueError, "kernel_size has 3 values, expected an int or"),
+        ({"out_channels": 2.5}, TypeError, "out_channels must be an int, got 2.5; it is C_out"),
+        ({"out_channels": 0}, ValueError, "out_channels is 0, expected a positive multiple of"),
+        (
+            {"out_channels": 6, "groups": 4},
+            ValueError,
+            "out_channels is 6, expected a positive multiple of groups = 4; it is C_out, weight",
+        ),
         ({"groups": 3}, ValueError, "the layer has 8 channels, expected a multiple of groups = 3"),
         ({"deformable_groups": 3}, ValueError, "expected a multiple of deformable_groups = 3"),
         ({"dtype": "int8"}, TypeError, "dtype must be float64, float32, float16 or bfloat16"),
@@ -562,7 +569,7 @@ def test_warmup_of_bfloat16_without_ml_dtypes(stand_in, monkeypatch):
 
 def test_warmup_on_the_command_line(stand_in, capsys):
     options = "--channels 6,7 --kernel-size 3,1x2 --dtype float16,bfloat16 --offset-dtype float32"
-    assert main(["warmup", *options.split(), "--no-mask"]) == 0
+    assert main(["warmup", *options.split(), "--out-channels", "17", "--no-mask"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 8
     assert lines[0].startswith("6 channels, 3x3, float16: 4 kernels loaded in ")
@@ -651,7 +658,8 @@ def test_report_of_a_gpu(tools, tmp_path, monkeypatch, capsys):
     if kernels.nvrtc is not None:
         rows, _ = section(text, "Kernels")
         assert rows[0][5] == "sm_90"
-        sampling = [name for name in kernels.SAMPLING if "depthwise" not in name]
+        without = ("deform_direct", "deform_depthwise_backward")
+        sampling = [name for name in kernels.SAMPLING if name not in without]
         assert [row[0] for row in rows[2:]] == [
             *sampling, *kernels.ORDERING, *kernels.TRANSPOSING
         ]  # fmt: skip

@@ -45,10 +45,11 @@ GRADIENTS = ("x", "offset", "weight", "bias", "mask")
 # The kernels of a forward and a backward of all gradients.
 WHOLE = {"to_channels_last", "deform_im2col", "deform_backward", "from_channels_last"}
 # Two images, two groups, three deformable groups, all sizes different; and a plain layer.
+# More than 16 output channels a group, or there would be no columns (_direct_gpu.py).
 SMALL = Case(
     2, 6, (7, 8), 4, (3, 2), (2, 1), (1, 1, 0, 0), deformable_groups=3, groups=2
 )  # fmt: skip
-PLAIN = Case(3, 4, (5, 6), 2, (3, 3), padding=(1, 1, 1, 1))
+PLAIN = Case(3, 4, (5, 6), 17, (3, 3), padding=(1, 1, 1, 1))
 
 
 @pytest.fixture(scope="module")
@@ -369,7 +370,7 @@ CUDA_TYPES = {
 def test_products_read_and_write_in_place(cupy, channels, dtype):
     # Images are the batch; the weight is read once for all of them (a stride of 0).
     inputs, size = Inputs(replace(PLAIN, channels=channels), dtype), np.dtype(dtype).itemsize
-    pixels, depth, out = 5 * 6, 9 * channels, 2
+    pixels, depth, out = 5 * 6, 9 * channels, PLAIN.out_channels
     planar = channels * size <= 16  # the columns lie in memory as their transpose
     for bias in (None, inputs.device["bias"]):
         with recorded() as log:
@@ -597,7 +598,7 @@ def temporary_bytes(cupy, function, **more):
     return [on_host(array) for array in arrays if array is not None], meter.peak - held
 
 
-def layer(images, channels, size, out_channels=4):
+def layer(images, channels, size, out_channels=17):
     return Case(images, channels, size, out_channels, (3, 3), padding=(1, 1, 1, 1))
 
 
@@ -720,7 +721,7 @@ def test_wide_indices_come_from_the_plan(cupy, own_kernels, monkeypatch):
         inputs.backward(needs=(name,))
     assert {macros.index for name, macros in _kernels.compiled() if name not in WHOLE} == {"int64"}
     others = {"count_samples", "start_cells", "order_samples", "deform_backward_sorted"}
-    others |= {"deform_depthwise", "deform_depthwise_backward"}
+    others |= {"deform_direct", "deform_depthwise_backward"}
     assert {name for name, _ in _kernels.compiled()} == set(_kernels.FILES) - others
 
 
@@ -1513,34 +1514,52 @@ FAULTS = [Fault(*row) for row in (
     ("deform_coord_grad.cu", "offsets for masks", "image, offset, mask, nullptr,",
      "image, offset, offset, nullptr,"),
 
-    ("deform_depthwise.cu", "weights of another tap", "taps + tap * COPY_SHARED, step, lane",
+    ("deform_direct.cu", "weights of another tap", "taps + tap * TAP_WEIGHTS, step, lane",
      "taps, step, lane"),
-    ("deform_depthwise.cu", "weights of one tap alone", "                of_tap += COPY_SHARED;\n",
+    ("deform_direct.cu", "weights of one tap alone", "                of_tap += TAP_WEIGHTS;\n",
      ""),
-    ("deform_depthwise.cu", "weights of another group", "tile.group * SHARED_CHANNELS + channel;",
-     "channel;"),
-    ("deform_depthwise.cu", "weights taps last", "weight[row * TAPS + tap]",
-     "weight[tap * CHANNELS + row]"),
-    ("deform_depthwise.cu", "weights behind the channels",
-     "!PADDED || channel < SHARED_CHANNELS ? widen", "true ? widen"),
-    ("deform_depthwise.cu", "weights not waited for where threads are alone",
+    ("deform_direct.cu", "weights of another deformable group",
+     "deformable_group * SHARED_CHANNELS + in_row;", "in_row;"),
+    ("deform_direct.cu", "weights taps last", "from[tap * GROUP_CHANNELS]",
+     "from[tap * GROUP_CHANNELS * OUTPUTS]"),
+    ("deform_direct.cu", "weights of one channel", "                             channel % GROUP_"
+     "CHANNELS;", "                             0;"),
+    ("deform_direct.cu", "weights of one output", "* OUTPUTS + output) * TAPS",
+     "* OUTPUTS) * TAPS"),
+    ("deform_direct.cu", "weights of one group", "(channel / GROUP_CHANNELS * OUTPUTS + output)",
+     "(output)"),
+    ("deform_direct.cu", "weights behind the channels",
+     "output < OUTPUTS && in_row < SHARED_CHANNELS;", "true;"),
+    ("deform_direct.cu", "weights of every other tap", "tap += AT_ONCE", "tap += 2 * AT_ONCE"),
+    ("deform_direct.cu", "weights of a block's threads alone", "at += BLOCK", "at += TAP_WEIGHTS"),
+    ("deform_direct.cu", "weights not waited for where threads are alone",
      "        __syncthreads();\n        const int pixel", "        const int pixel"),
-    ("deform_depthwise.cu", "points not waited for", "factored = __syncthreads_or(factored);",
+    ("deform_direct.cu", "points not waited for", "factored = __syncthreads_or(factored);",
      "factored = 0;"),
-    ("deform_depthwise.cu", "the left corner for the right", "above + channel + COPY_CHANNELS",
+    ("deform_direct.cu", "the left corner for the right", "above + channel + COPY_CHANNELS",
      "above + channel"),
-    ("deform_depthwise.cu", "the row above for that below", "*below = above + pitch",
+    ("deform_direct.cu", "the row above for that below", "*below = above + pitch",
      "*below = above"),
-    ("deform_depthwise.cu", "a bias for all", "bias[first + channel + j]", "bias[0]"),
-    ("deform_depthwise.cu", "the output of another group", "in_output(geometry, CHANNELS, pixel) + "
-     "first * plane", "in_output(geometry, CHANNELS, pixel)"),
-    ("deform_depthwise.cu", "results behind the channels",
-     "if (!PADDED || channel + j < SHARED_CHANNELS) {", "if (true) {"),
-    ("deform_depthwise.cu", "vectors left out", "step < STEPS; step += HELD",
+    ("deform_direct.cu", "weights of the first row", "weights + first / LIVE * ROW + first",
+     "weights + first"),
+    ("deform_direct.cu", "a pack cut off", "i < first + PACK && i < OUTPUTS * LIVE",
+     "i < first + 1 && i < OUTPUTS * LIVE"),
+    ("deform_direct.cu", "sums of another output", "j / GROUP_CHANNELS * OUTPUTS + output]",
+     "j / GROUP_CHANNELS * OUTPUTS]"),
+    ("deform_direct.cu", "sums of the first group", "sums[j / GROUP_CHANNELS * OUTPUTS + output]",
+     "sums[output]"),
+    ("deform_direct.cu", "a bias for all", "bias[output]", "bias[0]"),
+    ("deform_direct.cu", "the output of another deformable group",
+     "(tile.group * SHARED_CHANNELS + channel) /", "channel /"),
+    ("deform_direct.cu", "images as far apart as those of x",
+     "in_output(geometry, GROUPS * OUTPUTS", "in_output(geometry, CHANNELS"),
+    ("deform_direct.cu", "results behind the channels",
+     "if (!PADDED || channel + j / OUTPUTS * GROUP_CHANNELS < SHARED_CHANNELS) {", "if (true) {"),
+    ("deform_direct.cu", "vectors left out", "step < STEPS; step += HELD",
      "step < 1; step += HELD"),
-    ("deform_depthwise.cu", "a factor left out", "(FACTORED ? factor * value : value)", "value"),
-    ("deform_depthwise.cu", "the copy of another image", "tile.image * layout.size + ", ""),
-    ("deform_depthwise.cu", "pixels beyond the output",
+    ("deform_direct.cu", "a factor left out", "FACTORED ? factor * value : value", "value"),
+    ("deform_direct.cu", "the copy of another image", "tile.image * layout.size + ", ""),
+    ("deform_direct.cu", "pixels beyond the output",
      "if (tile.holds(geometry, threadIdx.x / LANES)) {", "if (true) {"),
 
     ("sample_order.cu", "cells of another image", "    counts += images * cells;\n", ""),
@@ -1691,8 +1710,22 @@ FAULTS = [Fault(*row) for row in (
 )]  # fmt: skip
 
 
-def trial(case, dtype=np.float32, capability="90", wide=False, sorts=False, **changes):
-    return case, dtype, capability, wide, sorts, changes
+class Trial(NamedTuple):
+    """A call that planted faults have to survive; ``direct``: its forward has no columns."""
+
+    case: Case
+    dtype: type
+    capability: str
+    wide: bool
+    sorts: bool
+    direct: bool
+    changes: dict
+
+
+def trial(
+    case, dtype=np.float32, capability="90", wide=False, sorts=False, direct=False, **changes
+):
+    return Trial(case, dtype, capability, wide, sorts, direct, changes)
 
 
 def infinite_mask(case):
@@ -1779,12 +1812,15 @@ TRIALS = [  # those that notice the most come first
     trial(Case(1, 16, (4, 5), 1, (1, 1), spread=0.7), BFLOAT16),
     trial(Case(1, 16, (4, 5), 1, (1, 1), spread=0.7), BFLOAT16, "75"),
     trial(TIES, BFLOAT16, "75", x=ties(TIES), offset=HALF_A_ROW.astype(BFLOAT16)),
-    # Depthwise layers: lanes with more vectors than are held, broken masks, threads alone.
-    trial(Case(2, 76, (5, 9), 76, (3, 3), groups=76, padding=(1, 1, 1, 1))),
-    trial(DEPTHWISE_BROKEN, mask=infinite_mask(DEPTHWISE_BROKEN)),
-    trial(DEPTHWISE_BROKEN, **broken_point(DEPTHWISE_BROKEN)),
-    trial(DEPTHWISE_INSIDE, mask=infinite_mask(DEPTHWISE_INSIDE)),
-    trial(Case(2, 6, (9, 17), 6, (2, 2), groups=6, deformable_groups=2)),
+    # Without columns: more vectors than are held, broken masks, threads alone, several outputs.
+    trial(Case(2, 76, (5, 9), 76, (3, 3), groups=76, padding=(1, 1, 1, 1)), direct=True),
+    trial(DEPTHWISE_BROKEN, mask=infinite_mask(DEPTHWISE_BROKEN), direct=True),
+    trial(DEPTHWISE_BROKEN, **broken_point(DEPTHWISE_BROKEN), direct=True),
+    trial(DEPTHWISE_INSIDE, mask=infinite_mask(DEPTHWISE_INSIDE), direct=True),
+    trial(Case(2, 6, (9, 17), 6, (2, 2), groups=6, deformable_groups=2), direct=True),
+    trial(Case(2, 6, (5, 6), 12, (3, 2), groups=2, deformable_groups=2), direct=True),
+    trial(Case(1, 28, (4, 5), 42, (2, 2), groups=14, deformable_groups=2), direct=True),
+    trial(Case(1, 144, (2, 3), 144, (2, 2), groups=36), direct=True),
     # Points ordered by cell: walked several times, some outside, cells of more than one block.
     trial(Case(2, 136, (4, 5), 2, (2, 2), deformable_groups=2, padding=(1, 0, 1, 0)), sorts=True),
     trial(SHARED_EDGES, offset=edges(SHARED_EDGES), x=with_broken_pixel(SHARED_EDGES), sorts=True),
@@ -1811,7 +1847,7 @@ def stage_columns(case, dtype, host):
 @functools.cache
 def reference(number):
     """What the NumPy path says to a trial: columns in the trial's dtype, then all gradients."""
-    case, dtype, _, _, _, changes = TRIALS[number]
+    case, dtype, changes = TRIALS[number].case, TRIALS[number].dtype, TRIALS[number].changes
     inputs = Inputs(case, dtype, **changes)
     arrays, keywords = stage_columns(case, dtype, inputs.host)
     with np.errstate(all="ignore"):
@@ -1829,7 +1865,7 @@ def is_depthwise(case):
 @functools.cache
 def reference_output(number):
     """What the NumPy path says to a trial's forward."""
-    case, dtype, _, _, _, changes = TRIALS[number]
+    case, dtype, changes = TRIALS[number].case, TRIALS[number].dtype, TRIALS[number].changes
     inputs = Inputs(case, dtype, **changes)
     with np.errstate(all="ignore"):
         wide = {k: v if v is None else v.astype(float) for k, v in inputs.host.items()}
@@ -1839,7 +1875,7 @@ def reference_output(number):
 
 def problem_of(number, monkeypatch):
     """Run a trial; return what was wrong, None for nothing."""
-    case, dtype, capability, wide, sorts, changes = TRIALS[number]
+    case, dtype, capability, wide, sorts, direct, changes = TRIALS[number]
     columns, gradients = reference(number)
     half = np.dtype(dtype).itemsize == 2
     with monkeypatch.context() as patch, configure(compute_capability=capability):
@@ -1859,7 +1895,7 @@ def problem_of(number, monkeypatch):
             # One value times one factor: an infinity stays one.
             if not np.array_equal(np.isnan(ours), np.isnan(columns)):
                 return "columns that are no numbers"
-            if is_depthwise(case) and not agree(
+            if direct and not agree(
                 on_host(inputs.forward()), reference_output(number), NOISE[dtype]
             ):
                 return "a wrong output"
@@ -1918,9 +1954,11 @@ def test_planted_faults_are_caught(cupy, own_kernels, monkeypatch, fault):
     if fault.file == "numeric.cuh":  # the other dtypes come last
         numbers = reversed(numbers)
     if fault.file in ("deform_backward_sorted.cu", "sample_order.cu"):
-        numbers = [number for number in numbers if TRIALS[number][4]]
-    if fault.file in ("deform_depthwise.cu", "deform_depthwise_backward.cu"):
-        numbers = [number for number in numbers if is_depthwise(TRIALS[number][0])]
+        numbers = [number for number in numbers if TRIALS[number].sorts]
+    if fault.file == "deform_direct.cu":
+        numbers = [number for number in numbers if TRIALS[number].direct]
+    if fault.file == "deform_depthwise_backward.cu":
+        numbers = [number for number in numbers if is_depthwise(TRIALS[number].case)]
     CAUGHT[fault] = next(filter(None, (problem_of(n, monkeypatch) for n in numbers)), None)
     assert CAUGHT[fault], "nothing noticed; of the others:\n" + "\n".join(
         f"{each.file}: {each.what} -> {by}" for each, by in CAUGHT.items()
