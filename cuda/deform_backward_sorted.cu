@@ -109,7 +109,7 @@ __device__ void walk(const Geometry &geometry, const Tile &tile, int count, data
         compute_t dots[4] = {0, 0, 0, 0};
         Held::each(step, lane, [&](int i, int at) {
             const auto grad = load_column(geometry, tile, column, lane, at + lane * VECTOR);
-            Vector<data_t, VECTOR> sampled;
+            compute_t sampled[VECTOR];
 #pragma unroll
             for (int j = 0; j < VECTOR; ++j) {
                 const compute_t wide = widen(grad.at[j]);
@@ -121,10 +121,10 @@ __device__ void walk(const Geometry &geometry, const Tile &tile, int count, data
                     value += weight.at[k] * corner;
                     held.sums[i][k][j] += (FACTORED ? factor * weight.at[k] : weight.at[k]) * wide;
                 }
-                narrow(FACTORED ? factor * value : value, sampled.at[j]);
+                sampled[j] = FACTORED ? factor * value : value;
             }
             if (COLUMNS) {
-                store_column(geometry, tile, column, lane, at + lane * VECTOR, sampled);
+                store_column(geometry, tile, column, lane, at + lane * VECTOR, narrowed(sampled));
             }
         });
         if (GRAD_COORDINATES) {

@@ -21,16 +21,16 @@ __device__ inline void sample(const Geometry &geometry, const Tile &tile, const 
     each_vector(lane, [&](int channel, int at) {
         const auto v00 = load<VECTOR>(above + at), v01 = load<VECTOR>(above + at + COPY_CHANNELS);
         const auto v10 = load<VECTOR>(below + at), v11 = load<VECTOR>(below + at + COPY_CHANNELS);
-        Vector<data_t, VECTOR> sampled;
+        compute_t sampled[VECTOR] = {};
 #pragma unroll
         for (int i = 0; i < LIVE; ++i) {
             compute_t value = weight.at[0] * widen(v00.at[i]);
             value += weight.at[1] * widen(v01.at[i]);
             value += weight.at[2] * widen(v10.at[i]);
             value += weight.at[3] * widen(v11.at[i]);
-            narrow(FACTORED ? factor * value : value, sampled.at[i]);
+            sampled[i] = FACTORED ? factor * value : value;
         }
-        store_column(geometry, tile, column, lane, channel, sampled);
+        store_column(geometry, tile, column, lane, channel, narrowed(sampled));
     });
 }
 

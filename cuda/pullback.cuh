@@ -98,14 +98,14 @@ __device__ inline void pull_point(const Geometry &geometry, const Tile &tile, co
         }
         pull_vector<FACTORED>(weight, above + at, below + at, grad_above + at, grad_below + at, wide,
                               factor, dots, [&](const compute_t (&sampled)[VECTOR]) {
-            Vector<data_t, VECTOR> stored;
+            compute_t stored[VECTOR] = {};
 #pragma unroll
             for (int i = 0; i < LIVE; ++i) {
                 total += wide[i] * sampled[i];
-                narrow(FACTORED ? factor * sampled[i] : sampled[i], stored.at[i]);
+                stored[i] = FACTORED ? factor * sampled[i] : sampled[i];
             }
             if (COLUMNS) {
-                store_column(geometry, tile, column, lane, channel, stored);
+                store_column(geometry, tile, column, lane, channel, narrowed(stored));
             }
         });
     });
