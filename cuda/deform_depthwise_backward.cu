@@ -20,6 +20,8 @@ constexpr int HELD = STEPS < MOST_HELD ? STEPS : MOST_HELD;  // vectors of a thr
 constexpr int SLICE = HELD * LANES * VECTOR;                 // channels worked on at once
 constexpr int PITCH = SLICE + VECTOR;                        // without bank conflicts
 constexpr bool SLICED = STEPS > HELD;
+// As AT_LEAST_BLOCKS, but 128 registers for a thread that has doubles.
+constexpr int LEAST_BLOCKS = sizeof(compute_t) == 8 ? 512 / BLOCK : AT_LEAST_BLOCKS;
 constexpr int DOTS_PITCH = 4 * LANES + 4;  // of a point's dots, the lanes' one after the other
 
 // The vectors of a thread: use(which, channel), counted within the slice that begins at a step.
@@ -93,7 +95,7 @@ struct Run {
           first_pixel(unsigned(thread) / LANES % RUNS),
           slot(kept(first_pixel * TAPS + phase)),
           grad(kept(first_pixel * PITCH + lane * VECTOR)),
-          dots(kept((phase * TILE + first_pixel) * DOTS_PITCH + lane * 4)),
+          dots((phase * TILE + first_pixel) * DOTS_PITCH + lane * 4),
           sum(kept((phase * RUNS + first_pixel) * SLICE + lane * VECTOR)) {}
 };
 
@@ -112,7 +114,7 @@ __device__ void pull_run(const Geometry &geometry, const Tile &tile, const Run &
     each_held(step, run.lane, [&](auto i, int within) {
         of_tap[i.value] = load<VECTOR>(taps + tap * COPY_SHARED + step * LANES * VECTOR + within);
     });
-#pragma unroll(FACTORED ? 1 : RUN)
+#pragma unroll(FACTORED ? 1 : 4)
     for (int i = 0; i < RUN; ++i) {
         const index_t cell = cells[i * RUNS * TAPS];
         const int pixel = run.first_pixel + i * RUNS;
@@ -175,6 +177,13 @@ __device__ inline void each_of(unsigned thread, Use use) {
     }
 }
 
+__device__ inline void add(const Weights &more, Weights &sum) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+        sum.at[k] += more.at[k];
+    }
+}
+
 // Adds up the dots of the points that were worked on at once, over the lanes. They take the place of the
 // point's weights, or are added to those of other channels.
 __device__ inline void add_dots(const compute_t *dots, const index_t *cells, Weights *totals,
@@ -182,14 +191,14 @@ __device__ inline void add_dots(const compute_t *dots, const index_t *cells, Wei
     each_of<RUN * TILE>(thread, [&](unsigned i) {
         const int tap = first_tap + i / TILE, slot = i % TILE * TAPS + tap;
         if (tap < TAPS && cells[slot] >= 0) {
-            Weights sum = SLICED ? totals[slot] : Weights{};
+            const compute_t *of_lane = dots + i * DOTS_PITCH;
+            Weights sum = *reinterpret_cast<const Weights *>(of_lane);
 #pragma unroll
-            for (int lane = 0; lane < LANES; ++lane) {
-                const auto more = load<4>(dots + i * DOTS_PITCH + lane * 4);
-#pragma unroll
-                for (int k = 0; k < 4; ++k) {
-                    sum.at[k] += more.at[k];
-                }
+            for (int lane = 1; lane < LANES; ++lane) {
+                add(*reinterpret_cast<const Weights *>(of_lane + lane * 4), sum);
+            }
+            if (SLICED) {
+                add(totals[slot], sum);
             }
             totals[slot] = sum;
         }
@@ -223,7 +232,7 @@ __device__ inline void add_sums(const compute_t *sums, compute_t *partial, bool 
     });
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK, AT_LEAST_BLOCKS)
+extern "C" __global__ void __launch_bounds__(BLOCK, LEAST_BLOCKS)
     deform_depthwise_backward(const Geometry geometry, const data_t *__restrict__ grad_output,
                               const data_t *__restrict__ weight, const data_t *__restrict__ image,
                               const offset_t *__restrict__ offset, const mask_t *__restrict__ mask,

@@ -28,9 +28,10 @@ constexpr int PACK = ALONE || VECTOR > WIDEST ? WIDEST : VECTOR;
 constexpr int ROW = ALONE ? LIVE : COPY_SHARED;
 constexpr int TAP_WEIGHTS = (OUTPUTS * ROW + PACK - 1) / PACK * PACK;
 
-// As AT_LEAST_BLOCKS, but 128 registers for a thread ALONE that has several sums beside its points: with 80
-// some spill.
-constexpr int LEAST_BLOCKS = ALONE && OUTPUTS > 1 ? 512 / BLOCK : AT_LEAST_BLOCKS;
+// As AT_LEAST_BLOCKS, but 128 registers for a thread that has doubles, or is ALONE and has several sums
+// beside its points: with 80 some spill.
+constexpr int LEAST_BLOCKS =
+    sizeof(compute_t) == 8 || (ALONE && OUTPUTS > 1) ? 512 / BLOCK : AT_LEAST_BLOCKS;
 
 // The sums over taps and a group's channels for some of a lane's vectors, from a step on.
 struct Sums {
@@ -131,7 +132,7 @@ __device__ void convolve_pixel(const Geometry &geometry, const Tile &tile, const
 #pragma unroll 1
     for (int step = 0; step < STEPS; step += HELD) {
         Sums sums;
-#pragma unroll(FACTORED || TAPS > 9 ? 1 : OUTPUTS > 1 ? 2 : TAPS)
+#pragma unroll(FACTORED || TAPS > 9 ? 1 : OUTPUTS > 1 ? 1 : 2)
         for (int tap = 0; tap < TAPS; ++tap) {
             const int slot = pixel * TAPS + tap;
             const compute_t factor =
