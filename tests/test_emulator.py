@@ -156,6 +156,35 @@ def test_races_are_found_however_short_the_journal(limit, monkeypatch):
         crime_scene(LAWFUL_AND_NOT[name][1], bad=False)
 
 
+def test_memory_that_nobody_touches_takes_none():
+    # 2^38 bytes for each of 2^24 threads to have 2^14; the last two blocks run.
+    source = """extern "C" __global__ void k(double* x, double* y, size_t step) {
+        size_t t = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
+        x[t * step] += t; y[(t + WRONG) * step] = x[t * step]; }"""
+    device, threads, step = Device(), 2**24, 2**11
+    x, y = device.empty(8 * threads * step), device.empty(8 * threads * step)
+    last = x + 8 * step * (threads - 64)
+    for thread in range(64):
+        device.memory.data(last + 8 * step * thread, 8).view(float)[:] = 0.5
+        device.memory.written(last + 8 * step * thread, 8)[:] = True
+    blocks = {"grid": threads // 32, "first_block": threads // 32 - 2, "count": False}
+
+    def run(wrong, **more):
+        code = module(source.replace("WRONG", wrong))
+        launch(code, x, y, struct.pack("<q", step), device=device, **(blocks | more))
+
+    run("0")
+    for thread in (0, 63):
+        value = device.get(y + 8 * step * (threads - 64 + thread), float, 1)
+        assert value == 0.5 + threads - 64 + thread
+    with pytest.raises(OutOfBounds):
+        run("1")
+    with pytest.raises(Race, match="a store in global memory and a store"):
+        run("0 - t % 64 / 32 * 32")
+    with pytest.raises(Uninitialised, match="8 bytes that nobody wrote"):
+        run("0", first_block=threads // 32 - 3)
+
+
 def test_halves_of_a_word_do_not_race():
     source = 'extern "C" __global__ void k(unsigned short* x, unsigned char* y, int* z) {' + (
         "x[threadIdx.x] = 1; y[threadIdx.x] = 2; if (threadIdx.x == 0) z[0] = 3; }"

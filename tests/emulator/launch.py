@@ -13,7 +13,7 @@ from .counters import CLASSES, Counters
 from .errors import BadLaunch, Place, UnsupportedInstruction
 from .kernel import Kernel
 from .machine import Batch
-from .memory import Allocation, Memory
+from .memory import Allocation, Memory, zeros
 from .races import Races
 
 LANES = 32768  # of a batch: its arrays stay in the second-level cache
@@ -41,6 +41,7 @@ class Launch:
         count: bool,
         check: bool,
         step_limit: int,
+        first_block: int,
     ) -> None:
         self.kernel = kernel
         self.grid = _three(grid)
@@ -51,6 +52,7 @@ class Launch:
         self.count = count
         self.check = check
         self.step_limit = step_limit
+        self.first_block = first_block
         self.threads = math.prod(self.block)
         self.blocks_in_grid = math.prod(self.grid)
         self.shared_bytes = kernel.static_shared + shared_bytes
@@ -72,7 +74,7 @@ class Launch:
         self.classes_at = np.zeros(len(CLASSES), np.int64)
         per_batch = self._blocks_per_batch()
         with np.errstate(all="ignore"):
-            for first in range(0, self.blocks_in_grid, per_batch):
+            for first in range(self.first_block, self.blocks_in_grid, per_batch):
                 Batch(self, first, min(per_batch, self.blocks_in_grid - first)).run()
         return self._totals() if self.count else self.counters
 
@@ -80,7 +82,7 @@ class Launch:
         """Return the marks of the bytes this launch read, wrote or updated by atomics."""
         key = store, use
         if key not in self._marks:
-            self._marks[key] = np.zeros(store.bytes.size, np.uint8)
+            self._marks[key] = zeros(store.bytes.size)
         return self._marks[key]
 
     def _totals(self) -> Counters:

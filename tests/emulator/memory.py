@@ -2,11 +2,16 @@
 
 Addresses start far above 32 bits, so one that passed through an ``int`` lands nowhere. They are
 never used twice, so an access after ``free`` lands nowhere either, and can say whose memory it was.
+
+Large allocations take memory of this machine only where they are touched, so a test can have arrays
+of hundreds of gigabytes and work at their far ends.
 """
 
 from __future__ import annotations
 
 import bisect
+import mmap
+import sys
 from collections import deque
 
 import numpy as np
@@ -18,6 +23,19 @@ ALIGNMENT = 512
 GUARD = 4096
 POISON = 0xFF  # all ones is a NaN in every float type, and an index far out of bounds
 REMEMBERED = 4096  # freed allocations that an error can still name
+SPARSE_BYTES = 1 << 26  # from here on allocations are sparse: neither poisoned nor ever complete
+NO_RESERVE = 0x4000 if sys.platform == "linux" else 0  # MAP_NORESERVE, which mmap does not name
+
+
+def zeros(shape: int, dtype: npt.DTypeLike = np.uint8) -> npt.NDArray:
+    """Return zeros; many of them are pages that the system makes when they are touched."""
+    nbytes = shape * np.dtype(dtype).itemsize
+    if nbytes < SPARSE_BYTES:
+        return np.zeros(shape, dtype)
+    if not hasattr(mmap, "MAP_ANONYMOUS"):
+        return np.frombuffer(mmap.mmap(-1, nbytes), dtype, shape)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
+    return np.frombuffer(mmap.mmap(-1, nbytes, flags=flags), dtype, shape)
 
 
 class Allocation:
@@ -29,8 +47,9 @@ class Allocation:
         self.stride = stride
         self.nbytes = nbytes
         padded = -(-nbytes // 32) * 32  # whole elements of every width, in views of it all
-        self.bytes = np.full(padded, POISON, np.uint8)
-        self.written = np.zeros(padded, np.uint8)
+        self.sparse = padded >= SPARSE_BYTES
+        self.bytes = zeros(padded) if self.sparse else np.full(padded, POISON, np.uint8)
+        self.written = zeros(padded)
         self.complete = False
         self._views: dict[str, npt.NDArray] = {"u1": self.bytes}
         self._flags: dict[str, npt.NDArray] = {"u1": self.written}
@@ -51,7 +70,7 @@ class Allocation:
 
     def refresh(self) -> None:
         """Find out whether every byte is written, after which no read need ask."""
-        if not self.complete:
+        if not self.complete and not self.sparse:
             self.complete = bool(self.written[: self.nbytes].all())
 
     def __str__(self) -> str:

@@ -45,12 +45,14 @@ class Module:
         count: bool = True,
         check: bool = True,
         step_limit: int = STEP_LIMIT,
+        first_block: int = 0,
     ) -> Counters:
         """Run a kernel to its end.
 
         ``arguments`` are the bytes of each parameter. ``shared_limit`` is what the kernel opted in
         to, ``step_limit`` how many blocks of code a batch of threads may run. ``check`` looks for
-        races; addresses, alignment and unwritten memory are always checked.
+        races; addresses, alignment and unwritten memory are always checked. Blocks before
+        ``first_block`` are left out: of a launch too large to be run, the end.
         """
         if name not in self.kernels:
             raise BadLaunch(f"no kernel {name}: there are {', '.join(self.kernels)}")
@@ -72,6 +74,7 @@ class Module:
             count=count,
             check=check,
             step_limit=step_limit,
+            first_block=first_block,
         ).run()
 
     def _symbols(self, memory: Memory) -> dict[str, int]:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .errors import Race
+from .memory import zeros
 
 if TYPE_CHECKING:
     from .access import Access
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from .machine import Batch
     from .memory import Allocation
 
-NOBODY, SEVERAL = -1, -2
+NOBODY, SEVERAL = 0, -1  # parties count from 1, so that a table begins as zeros
 KINDS = ("store", "atomic", "load")
 Key = tuple[Any, int, int, int]  # store, epoch, and which of its tables
 
@@ -60,7 +61,7 @@ class Table:
         """Note parties at elements."""
         who = self.who.get(kind)
         if who is None:
-            who = self.who[kind] = np.full(self.size, NOBODY, np.int32)
+            who = self.who[kind] = zeros(self.size, np.int32)
         self.touched.append((kind, element))
         before = who[element]
         mixed = (before != NOBODY) & (before != party)
@@ -185,7 +186,7 @@ def _touch(batch: Batch, entry: Entry, grain: int, party: Callable) -> Touch:
     if many > 1:
         element = (element[:, None] * many + np.arange(many)).ravel()
         lanes = np.repeat(lanes, many)
-    return Touch(access, element, lanes, party(lanes).astype(np.int32))
+    return Touch(access, element, lanes, party(lanes).astype(np.int32) + 1)
 
 
 def _epoch_of(batch: Batch, entry: Entry, touch: Touch) -> Any:
