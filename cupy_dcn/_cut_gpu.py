@@ -65,6 +65,7 @@ def cut_chunks(
     call that is ``direct``, see _direct_gpu.py, has no columns: its chunks are whole images. In a
     backward, its blocks have ``sums``: as many blocks below each other as there is room for.
     """
+    require_int_sizes(geometry, 0 if direct else out_channels)
     elements = geometry.taps * geometry.channels
     pixel_bytes = itemsize * (elements + out_channels)
     image_elements = copy_cells(geometry) * copy_channels(geometry, itemsize)
@@ -88,8 +89,9 @@ def cut_chunks(
         image_bytes += sums.across * sums.nbytes
     together = workspace_bytes // (geometry.out_pixels * pixel_bytes + image_bytes)
     rows = LEAST_TILE_HEIGHT * MOST_BLOCKS
-    held = max(min(together, geometry.images, MOST_BLOCKS), 1)
-    if geometry.out_pixels > LARGEST_DIMENSION or geometry.out_height > rows:
+    # Of several images, too, the pixels may be one size of a product.
+    held = min(together, geometry.images, MOST_BLOCKS, LARGEST_DIMENSION // geometry.out_pixels)
+    if held < 1 or geometry.out_height > rows:
         held = 1
     if held > 1:
         tile_pixels = held * geometry.out_pixels
@@ -119,6 +121,21 @@ def cut_chunks(
         geometry, held, None, tile_pixels, 1, held * copy_bytes, chunk_bytes,
         weight_bytes if backward else 0, index, direct, sums, sorts,
     )  # fmt: skip
+
+
+def require_int_sizes(geometry: Geometry, out_channels: int) -> None:
+    """Demand that what cuBLAS takes as int, and the kernels count in int, fits; 0: no products."""
+    sizes = {"2*deformable_groups*KH*KW": 2 * geometry.deformable_groups * geometry.taps}
+    if out_channels:
+        sizes["C_in/groups*KH*KW"] = geometry.group_channels * geometry.taps
+        sizes["C_out/groups"] = out_channels // geometry.groups
+    for formula, size in sizes.items():
+        if size > LARGEST_DIMENSION:
+            raise ValueError(
+                f"{formula} is {size}, expected at most 2^31 - 1 = {LARGEST_DIMENSION} on a GPU,"
+                " as cuBLAS and the kernels count in 32 bits here; take a smaller kernel, or cut"
+                " the layer into several with fewer channels"
+            )
 
 
 def fit_index(cut: Cut, arrays: Iterable[Array]) -> Cut:

@@ -143,6 +143,45 @@ def test_products_keep_to_the_sizes_that_cublas_takes():
             assert tile.image_pixels <= LARGEST_DIMENSION
 
 
+def test_pixels_of_several_images_are_a_size_that_cublas_takes():
+    # Half of the limit a picture: two fit, and three would be summed over by one product.
+    geometry = geometry_of(5, 1, (2**15, 2**15 - 1), kernel=1)
+    cut = cut_of(geometry, 2**50, backward=True, out_channels=1, itemsize=2)
+    assert cut.images_held == 2
+    assert 2 * geometry.out_pixels <= LARGEST_DIMENSION < 3 * geometry.out_pixels
+    assert {tile.pixels for _, tiles in chunks_of(cut) for tile in tiles} <= {
+        geometry.out_pixels, 2 * geometry.out_pixels
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_sizes_that_cublas_does_not_take_are_refused(backward):
+    # K*C_in/groups, C_out/groups and the channels of an offset: the most, and one more.
+    def layer(channels, kernel=(1, 1), groups=1, deformable_groups=1):
+        return Geometry(
+            1, channels, 9, 9, *kernel, 1, 1, 1, 1, 0, 0, 1, 1, groups, deformable_groups
+        )
+
+    most, budget = LARGEST_DIMENSION, 2**60
+    for geometry, out_channels, refused in (
+        (layer(most), 1, None),
+        (layer(most + 1), 1, r"C_in/groups\*KH\*KW is 2147483648"),
+        (layer(2**20, (2**5, 2**6)), 1, r"C_in/groups\*KH\*KW is 2147483648"),
+        (layer(2**20, (2**5, 2**6), groups=2), 2, None),
+        (layer(2**20, (2**5, 2**6)), 0, None),  # the stages have no product
+        (layer(1), most, None),
+        (layer(2, groups=2), 2 * most, None),
+        (layer(2, groups=2), 2 * most + 2, "C_out/groups is 2147483648"),
+        (layer(2**10, (2**10, 2**9), 2**10, 2**10), 2**10, None),
+        (layer(2**11, (2**10, 2**9), 2**11, 2**11), 0, r"groups\*KH\*KW is 2147483648"),
+    ):
+        if refused is None:
+            cut_of(geometry, budget, backward, out_channels)
+        else:
+            with pytest.raises(ValueError, match=refused + r", expected at most 2\^31 - 1 = "):
+                cut_of(geometry, budget, backward, out_channels)
+
+
 def test_rows_of_several_images_keep_to_the_blocks_of_a_launch():
     # Tall and narrow: many whole images would fit the budget, but not their rows one launch.
     geometry = geometry_of(2, 1, (300_000, 1), kernel=1)
@@ -206,6 +245,24 @@ def test_index_by_the_copies_of_all_images_held():
         cut = cut_of(geometry, held * each)
         assert cut.images_held == held
         assert cut.index == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(1, 3), st.integers(1, 64), st.integers(16, 64),
+    st.tuples(st.integers(1, 2**16), st.integers(1, 2**16)), st.integers(2, 7),
+)  # fmt: skip
+def test_the_order_counts_in_32_bits_only_what_it_can(images, groups, each, size, kernel):
+    # Cells and points of a chunk, all deformable groups together, and a block of them beyond.
+    fields = (1, 1, 1, 1, 1, 1, 1, groups)
+    geometry = Geometry(images, groups * each, *size, kernel, kernel, *size, *fields)
+    cut = cut_chunks(geometry, 1, 4, 4, 2**45, backward=True, sorts=True)
+    cells = cut.images_held * groups * copy_cells(geometry)
+    points = cut.tile_pixels * groups * geometry.taps
+    if cut.sorts_here:
+        assert max(cells, points) + 1024 <= MOST_INT32
+    else:
+        assert max(cells, points) * each > MOST_INT32
 
 
 @pytest.mark.parametrize("field", ["stride_y", "stride_x", "pad_top", "pad_left"])

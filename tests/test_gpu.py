@@ -781,6 +781,30 @@ def test_planes_too_far_apart_for_cublas(cupy, monkeypatch):
     assert_right(Inputs(SMALL), NOISE[np.float32])
 
 
+@pytest.mark.parametrize("function", ["forward", "backward", "plan"])
+def test_products_too_large_for_cublas_are_refused_before_any_work(cupy, function):
+    # 2^20 channels of 64 x 64 taps, each array one number repeated.
+    def repeated(*shape):
+        return cupy.broadcast_to(cupy.ones((1,) * len(shape), np.float16), shape)
+
+    x, weight = repeated(1, 2**20, 64, 64), repeated(1, 2**20, 64, 64)
+    offset, grad_output = repeated(1, 2 * 64 * 64, 1, 1), repeated(1, 1, 1, 1)
+    calls = {
+        "forward": lambda **more: cupy_dcn.deform_conv2d(x, offset, weight, **more),
+        "backward": lambda **more: cupy_dcn.deform_conv2d_backward(
+            grad_output, x, offset, weight, **more
+        ),
+        "plan": lambda **more: cupy_dcn.Plan(x.shape, weight, masked=False, **more),
+    }
+    message = (
+        r"^C_in/groups\*KH\*KW is 4294967296, expected at most 2\^31 - 1 = 2147483647 on a GPU"
+    )
+    with recorded() as log:
+        with pytest.raises(ValueError, match=message):
+            calls[function](workspace_bytes=2**50)
+        assert not log.entries
+
+
 # Views
 
 
