@@ -10,6 +10,7 @@ NEED_NVRTC = [
     "test_counters.py",
     "test_emulated_cupy.py",
     "test_emulator.py",
+    "test_far_gpu.py",
     "test_gpu.py",
     "test_kernels.py",
     "test_stages_gpu.py",

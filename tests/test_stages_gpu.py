@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from emulated_cupy import configure
 from libraries import dcn
 
 import cupy_dcn
@@ -63,6 +64,49 @@ def test_every_array_of_a_call_counts(backward, monkeypatch):
         sizes = {array.size for array in (*arrays.values(), output)}
         assert len(sizes) == 6
         assert sizes <= seen
+
+
+def chosen_by_the_size_of(monkeypatch, array, elements, call):
+    """Return the width of index that a call takes where one of its arrays has so many elements."""
+    found, own = [], _cut_gpu.extent
+
+    def fit_index(cut, arrays):
+        fitting = _cut_gpu.fit_index(cut, arrays)
+        found.append(fitting.index)
+        return fitting
+
+    monkeypatch.setattr(_gpu, "fit_index", fit_index)
+    monkeypatch.setattr(
+        _cut_gpu, "extent", lambda each: elements if each.size == array.size else own(each)
+    )
+    call()
+    (index,) = found
+    return index
+
+
+CALLS = {
+    "forward": ("x", "offset", "mask", "weight", "bias", "output"),
+    "backward": ("x", "offset", "mask", "weight", "bias", "output"),
+    "deform_im2col": ("x", "offset", "mask", "columns"),
+    "deform_col2im": ("x", "offset", "mask", "columns"),  # x: its gradient
+    "deform_coord_grad": ("x", "offset", "mask", "columns"),
+}
+
+
+@pytest.mark.parametrize(("elements", "expected"), [(2**31 - 1, "int32"), (2**31, "int64")])
+@pytest.mark.parametrize(("call", "name"), [(call, name) for call in CALLS for name in CALLS[call]])
+def test_the_largest_array_chooses_the_index(call, name, elements, expected, monkeypatch):
+    with dcn.running_on("emulated"), configure(execute=False):
+        arrays = stage_arrays(dcn.array_module)
+        more = {"weight": (7, 2, 3, 3), "bias": (7,), "output": (1, 7, 3, 4)}
+        arrays |= {key: dcn.array_module.ones(shape, np.float32) for key, shape in more.items()}
+        inputs = {key: arrays[key] for key in CALLS["forward"] if key != "output"}
+        calls = {
+            "forward": lambda: cupy_dcn.deform_conv2d(**inputs),
+            "backward": lambda: cupy_dcn.deform_conv2d_backward(arrays["output"], **inputs),
+        }
+        run = calls.get(call, lambda: STAGES[call](arrays))
+        assert chosen_by_the_size_of(monkeypatch, arrays[name], elements, run) == expected
 
 
 @pytest.mark.parametrize("stage", [*STAGES, "pack_offset", "sampling_grid"])

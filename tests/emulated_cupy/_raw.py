@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from . import _devices
@@ -112,7 +113,9 @@ class RawKernel:
     ) -> None:
         module = compiled(self.code, self.file_path, self.options)
         device = get_device_id()
-        counters = None
+        counters, first = None, 0
+        if settings.last_blocks is not None:
+            first = max(math.prod(grid) - settings.last_blocks, 0)
         if settings.execute:
             with _devices.lock:
                 counters = module.launch(
@@ -125,6 +128,7 @@ class RawKernel:
                     shared_limit=self.shared_size_bytes + self.max_dynamic_shared_size_bytes,
                     count=settings.count,
                     check=settings.check,
+                    first_block=first,
                 )
         on = device, pointer_of(stream)
         record(Launch(self.name, grid, block, shared_mem, *on, counters, self.code))

@@ -13,7 +13,8 @@ class Settings:
     """The machine; ``count`` and ``check`` go to the emulator's launches.
 
     Without ``execute`` kernels and products are refused and logged as ever but compute nothing, and
-    what they would have written may be read: a rehearsal of calls too large to be emulated.
+    what they would have written may be read: a rehearsal of calls too large to be emulated. With
+    ``last_blocks`` only so many blocks of each launch run, the last ones.
     """
 
     compute_capability: str = "90"
@@ -28,6 +29,7 @@ class Settings:
     count: bool = False
     check: bool = True
     execute: bool = True
+    last_blocks: int | None = None
 
 
 settings = Settings()

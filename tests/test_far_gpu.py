@@ -1,0 +1,328 @@
+"""Kernels at the far end of arrays too large to be worked through: 64-bit indices, executed.
+
+Every array has more than 2^31 elements, and lies in memory that the stand-in makes where it is
+touched. The last blocks of a launch run, at the last pixels of the second of two images, whose
+neighbourhood is all that there is; so the oracle needs no more than the corner of an image.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pytest
+from cases import Case, assert_close
+from emulated_cupy import configure
+from emulator import Crime
+from libraries import dcn
+
+from cupy_dcn import _launch_gpu, _oracle
+from cupy_dcn._columns_gpu import copy_shape, empty_columns, locate
+from cupy_dcn._cut import Cut, Tile
+from cupy_dcn._cut_gpu import extent, index_dtype
+from cupy_dcn._geometry import Geometry
+from cupy_dcn._launch_gpu import element_strides, from_channels_last, to_channels_last
+from cupy_dcn._specialisation import Wants
+from cupy_dcn._workspace import Workspace
+
+INT32, INT64 = np.dtype(np.int32), np.dtype(np.int64)
+CORNER = 8  # rows and columns of an image that are there
+ROWS, COLUMNS = 2, 3  # pixels of the last block, in every kernel
+TALL, WIDE = 32 * 4000 + ROWS, 32 * 100 + COLUMNS
+PAD = (1, 1, 1, 1)
+TOLERANCE = {8: 1e-12, 4: 2e-5, 2: 2e-2}
+
+
+def corner(channels, deformable_groups=1, groups=1):
+    size = (CORNER, CORNER)
+    return Case(1, channels, size, groups, (3, 3), (1, 1), PAD, (1, 1), deformable_groups, groups)
+
+
+# Threads alone at a pixel, whose columns are planes; eight sharing one; groups that cut through.
+LAYERS = {
+    "alone": (corner(4), np.float32),
+    "shared": (corner(32), np.float32),
+    "cut": (corner(12, 2, 4), np.float16),
+    "depthwise": (corner(4, groups=4), np.float32),
+    "shared depthwise": (corner(16, groups=16), np.float64),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cupy():
+    with dcn.running_on("emulated"), configure(total_memory=2**46):
+        yield dcn.array_module
+
+
+def height_below(layer):
+    """The height of images as wide of which the largest array has just less than 2^31 elements."""
+    case, _ = LAYERS[layer]
+    each = 2 * WIDE * max(9 * case.channels * (case.groups < case.channels), 2 * 9)
+    return ((2**31 - 1) // each - ROWS) // 32 * 32 + ROWS
+
+
+@dataclass(frozen=True)
+class Far:
+    """A layer on two images so large; ``index`` is the kernels'."""
+
+    layer: str
+    index: np.dtype = INT64
+    height: int = TALL
+
+    @property
+    def case(self):
+        return LAYERS[self.layer][0]
+
+    @property
+    def dtype(self):
+        return np.dtype(LAYERS[self.layer][1])
+
+    @property
+    def geometry(self):
+        case, size = self.case, (self.height, WIDE)
+        return Geometry(
+            2, case.channels, *size, 3, 3, *size, 1, 1, 1, 1, 1, 1, case.groups,
+            case.deformable_groups,
+        )  # fmt: skip
+
+    @cached_property
+    def near(self):
+        """The arrays of the corner; offsets stay within it, gradients are of the last pixels."""
+        x, offset, weight, bias, mask, _ = self.case.arrays(self.dtype)
+        columns = np.zeros((1, self.case.groups, CORNER**2, 9, self.case.channels), self.dtype)
+        columns = columns[..., : self.case.channels // self.case.groups].copy()
+        values = np.random.default_rng(1).standard_normal(columns.shape)
+        columns[:, :, LAST] = values[:, :, LAST]
+        offset = np.clip(offset, -2.5, 2.5)
+        found = {"x": x, "offset": offset, "weight": weight, "bias": bias, "mask": mask}
+        return found | {"columns": columns}
+
+    @cached_property
+    def exact(self):
+        return {name: array.astype(np.float64) for name, array in self.near.items()}
+
+    def output(self, name):
+        """Return an array of two images of the output's size, a part of it as in the corner."""
+        near = self.near[name]
+        array = dcn.array_module.empty((2, near.shape[1], self.height, WIDE), near.dtype)
+        array[1, :, -ROWS:, -COLUMNS:] = dcn.to_device(near[0, :, -ROWS:, -COLUMNS:].copy())
+        return array
+
+    def copies(self, values, dtype):
+        """Return images' copies (2, cells, channels), and a view of the last one's last rows."""
+        shape = copy_shape(self.geometry, slice(0, 2), self.dtype)
+        copies = dcn.array_module.empty(shape, dtype)
+        rows = copies.reshape(2, self.height + 3, WIDE + 1, shape[2])[1, -CORNER - 3 :]
+        rows.fill(0)
+        case = self.case
+        by_group = values.reshape(case.deformable_groups, -1, CORNER, CORNER)
+        count = by_group.shape[1]
+        last = rows.reshape(*rows.shape[:2], case.deformable_groups, -1)
+        last = last[1 : CORNER + 1, -CORNER:, :, :count]
+        last[...] = dcn.to_device(by_group.transpose(2, 3, 0, 1).copy())
+        return copies, last
+
+    def columns(self):
+        """Return the columns, and a view of those of the last pixels, row by row."""
+        columns = empty_columns(self.geometry, self.tile, self.dtype, self.workspace)
+        first = (self.height - ROWS) * WIDE + WIDE - COLUMNS
+        starts = [first + row * WIDE for row in range(ROWS)]
+        return columns, [columns[1, :, start : start + COLUMNS] for start in starts]
+
+    @property
+    def tile(self):
+        return Tile(slice(0, 2), slice(0, self.height), slice(0, WIDE))
+
+    @property
+    def workspace(self):
+        return Workspace.of(0, dcn.array_module)
+
+    def launch(self, name, columns, *arrays, wants=None):
+        """Run the last block of every deformable group."""
+        cut = Cut(self.geometry, 2, None, 0, 1, 0, 0, index=self.index)
+        offset, mask = self.output("offset"), self.output("mask")
+        samples = locate(offset, mask, cut, self.tile, self.dtype, self.workspace)
+        given = {"offset": offset, "mask": mask}
+        arguments = [given.get(each, each) if isinstance(each, str) else each for each in arrays]
+        self.demand([array for array in arguments if array is not None and array.size > 10**6])
+        with configure(last_blocks=self.case.deformable_groups):
+            samples.launch(name, columns, *arguments, wants=wants)
+
+    def demand(self, arrays):
+        """Check that the kernels' index is as wide as each of these arrays needs, for itself."""
+        wanted = {index_dtype([extent(array)], self.geometry) for array in arrays}
+        assert wanted == {INT64 if self.height == TALL else INT32}
+
+    def sampled(self):
+        exact, case = self.exact, self.case
+        return _oracle.im2col(
+            exact["x"], exact["offset"], *case.sampling, case.groups, exact["mask"]
+        )  # fmt: skip
+
+    def pulled(self):
+        exact = self.exact
+        return _oracle.backward_of_im2col(
+            exact["columns"], exact["x"], exact["offset"], *self.case.sampling, exact["mask"]
+        )
+
+    def close(self, ours, expected):
+        ours = dcn.array_module.asnumpy(ours).astype(np.float64)
+        assert_close(ours, expected, TOLERANCE[self.dtype.itemsize])
+
+
+LAST = np.arange(CORNER**2).reshape(CORNER, CORNER)[-ROWS:, -COLUMNS:].ravel()
+
+
+def last(array):
+    """The last pixels of the corner."""
+    return array[0, :, -ROWS:, -COLUMNS:]
+
+
+def check_im2col(far):
+    image, _ = far.copies(far.near["x"], far.dtype)
+    columns, rows = far.columns()
+    far.launch("deform_im2col", columns, image, "offset", "mask", columns)
+    check_columns(far, rows)
+
+
+def check_columns(far, rows):
+    expected = far.sampled()[0][:, LAST].reshape(far.case.groups, ROWS, COLUMNS, 9, -1)
+    for row, ours in enumerate(rows):
+        far.close(ours, expected[:, row])
+
+
+def given_columns(far):
+    columns, rows = far.columns()
+    near = far.near["columns"][0][:, LAST].reshape(far.case.groups, ROWS, COLUMNS, 9, -1)
+    for row, part in enumerate(rows):
+        part[...] = dcn.to_device(near[:, row].copy())
+    return columns, rows
+
+
+def check_col2im(far):
+    columns, _ = given_columns(far)
+    sums, corner = far.copies(np.zeros_like(far.near["x"]), np.result_type(far.dtype, np.float32))
+    arrays = columns, "offset", "mask", sums
+    far.launch("deform_col2im", columns, *arrays, wants=Wants(grad_x=True))
+    check_sums(far, corner)
+
+
+def check_sums(far, corner):
+    grad_x = far.pulled()[0].reshape(far.case.deformable_groups, -1, CORNER, CORNER)
+    far.close(corner, grad_x.transpose(2, 3, 0, 1))
+
+
+def check_coord_grad(far):
+    image, _ = far.copies(far.near["x"], far.dtype)
+    columns, _ = given_columns(far)
+    grads = far.output("offset"), far.output("mask")
+    arrays = columns, image, "offset", "mask", *grads
+    wants = Wants(grad_offset=True, grad_mask=True)
+    far.launch("deform_coord_grad", columns, *arrays, wants=wants)
+    check_coordinates(far, grads)
+
+
+def check_coordinates(far, grads):
+    for ours, expected in zip(grads, far.pulled()[1:], strict=True):
+        far.close(ours[1, :, -ROWS:, -COLUMNS:], last(expected))
+
+
+def check_backward(far):
+    image, _ = far.copies(far.near["x"], far.dtype)
+    sums, corner = far.copies(np.zeros_like(far.near["x"]), np.result_type(far.dtype, np.float32))
+    columns, rows = given_columns(far)
+    grads = far.output("offset"), far.output("mask")
+    arrays = columns, image, "offset", "mask", sums, *grads
+    far.launch("deform_backward", columns, *arrays, wants=Wants(True, True, True, True))
+    check_columns(far, rows)
+    check_sums(far, corner)
+    check_coordinates(far, grads)
+
+
+def check_depthwise(far):
+    image, _ = far.copies(far.near["x"], far.dtype)
+    out = dcn.array_module.empty((2, far.case.channels, far.height, WIDE), far.dtype)
+    weight, bias = (dcn.to_device(far.near[name]) for name in ("weight", "bias"))
+    far.launch("deform_depthwise", None, image, "offset", "mask", weight, bias, out)
+    exact, case = far.exact, far.case
+    expected = _oracle.forward(
+        *(exact[name] for name in ("x", "offset", "weight", "bias")), *case.sampling[1:],
+        case.groups, exact["mask"],
+    )  # fmt: skip
+    far.close(out[1, :, -ROWS:, -COLUMNS:], last(expected))
+
+
+def last_rows(far, channels):
+    """Return images (2, C, H, W), and a view of the last one's last row."""
+    images = dcn.array_module.empty((2, channels, far.height, WIDE), far.dtype)
+    return images, images[1, :, -1]
+
+
+def check_to_channels_last(far):
+    x, row = last_rows(far, far.case.channels)
+    values = np.random.default_rng(0).standard_normal(row.shape).astype(far.dtype)
+    row[...] = dcn.to_device(values)
+    copies, corner = far.copies(np.zeros_like(far.near["x"]), far.dtype)
+    launch = to_channels_last(far.geometry, far.index, far.dtype, 2, element_strides(x))
+    # The last row of pixels comes before two rows of zeros; the row above is not there.
+    far.demand([x, copies])
+    blocks = (2 * (WIDE + 1) + CORNER) // launch.macros.pixels + 1
+    with configure(last_blocks=blocks):
+        launch.run(dcn.array_module, "to_channels_last", (x, copies))
+    expected = values[:, -CORNER:].reshape(far.case.deformable_groups, -1, CORNER)
+    far.close(corner[-1], expected.transpose(2, 0, 1))
+
+
+def check_from_channels_last(far):
+    x = far.near["x"]
+    sums, _ = far.copies(x, np.result_type(far.dtype, np.float32))
+    grad_x, row = last_rows(far, far.case.channels)
+    launch = from_channels_last(far.geometry, far.index, far.dtype, 2)
+    far.demand([sums, grad_x])
+    with configure(last_blocks=2):
+        launch.run(dcn.array_module, "from_channels_last", (sums, grad_x))
+    far.close(row[:, -CORNER:], x[0, :, -1].astype(np.float64))
+
+
+CHECKS = {
+    "deform_im2col": check_im2col,
+    "deform_col2im": check_col2im,
+    "deform_coord_grad": check_coord_grad,
+    "deform_backward": check_backward,
+    "to_channels_last": check_to_channels_last,
+    "from_channels_last": check_from_channels_last,
+    "deform_depthwise": check_depthwise,
+}
+TRIALS = [
+    (name, layer)
+    for layer in LAYERS
+    for name in CHECKS
+    if ("depthwise" in name) == ("depthwise" in layer)
+]
+
+
+@pytest.mark.parametrize(("name", "layer"), TRIALS)
+def test_beyond_32_bits(name, layer):
+    CHECKS[name](Far(layer))
+
+
+@pytest.mark.parametrize(("name", "layer"), TRIALS)
+def test_up_to_32_bits(name, layer):
+    CHECKS[name](Far(layer, INT32, height_below(layer)))
+
+
+@pytest.mark.parametrize(("name", "layer"), TRIALS)
+def test_32_bits_are_too_few(name, layer, monkeypatch):
+    # As if the host had not noticed: what it packs wraps around, and so does what kernels compute.
+    pack = _launch_gpu.launch_geometry
+
+    def wrapped(geometry, itemsize, index, **more):
+        fields = np.frombuffer(pack(geometry, itemsize, INT64, **more).tobytes(), np.int64)
+        return fields.astype(index).view(np.dtype((np.void, fields.size * index.itemsize)))
+
+    monkeypatch.setattr(_launch_gpu, "launch_geometry", wrapped)
+    for function in (_launch_gpu.sampling_launch, to_channels_last, from_channels_last):
+        function.cache_clear()
+    with pytest.raises((Crime, AssertionError)):
+        CHECKS[name](Far(layer, INT32))
+    for function in (_launch_gpu.sampling_launch, to_channels_last, from_channels_last):
+        function.cache_clear()
