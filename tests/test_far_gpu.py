@@ -15,13 +15,13 @@ from emulated_cupy import configure
 from emulator import Crime
 from libraries import dcn
 
-from cupy_dcn import _launch_gpu, _oracle
+from cupy_dcn import _kernels, _launch_gpu, _oracle
 from cupy_dcn._columns_gpu import copy_shape, empty_columns, locate
 from cupy_dcn._cut import Cut, Tile
 from cupy_dcn._cut_gpu import extent, index_dtype
 from cupy_dcn._geometry import Geometry
 from cupy_dcn._launch_gpu import element_strides, from_channels_last, to_channels_last
-from cupy_dcn._specialisation import Wants
+from cupy_dcn._specialisation import Wants, depthwise_macros
 from cupy_dcn._workspace import Workspace
 
 INT32, INT64 = np.dtype(np.int32), np.dtype(np.int64)
@@ -87,14 +87,15 @@ class Far:
     @cached_property
     def near(self):
         """The arrays of the corner; offsets stay within it, gradients are of the last pixels."""
-        x, offset, weight, bias, mask, _ = self.case.arrays(self.dtype)
+        x, offset, weight, bias, mask, grad = self.case.arrays(self.dtype)
+        grad[:, :, :-ROWS], grad[:, :, :, :-COLUMNS] = 0, 0
         columns = np.zeros((1, self.case.groups, CORNER**2, 9, self.case.channels), self.dtype)
         columns = columns[..., : self.case.channels // self.case.groups].copy()
         values = np.random.default_rng(1).standard_normal(columns.shape)
         columns[:, :, LAST] = values[:, :, LAST]
         offset = np.clip(offset, -2.5, 2.5)
         found = {"x": x, "offset": offset, "weight": weight, "bias": bias, "mask": mask}
-        return found | {"columns": columns}
+        return found | {"columns": columns, "grad_output": grad}
 
     @cached_property
     def exact(self):
@@ -136,7 +137,7 @@ class Far:
     def workspace(self):
         return Workspace.of(0, dcn.array_module)
 
-    def launch(self, name, columns, *arrays, wants=None):
+    def launch(self, name, columns, *arrays, **more):
         """Run the last block of every deformable group."""
         cut = Cut(self.geometry, 2, None, 0, 1, 0, 0, index=self.index)
         offset, mask = self.output("offset"), self.output("mask")
@@ -145,7 +146,7 @@ class Far:
         arguments = [given.get(each, each) if isinstance(each, str) else each for each in arrays]
         self.demand([array for array in arguments if array is not None and array.size > 10**6])
         with configure(last_blocks=self.case.deformable_groups):
-            samples.launch(name, columns, *arguments, wants=wants)
+            samples.launch(name, columns, *arguments, **more)
 
     def demand(self, arrays):
         """Check that the kernels' index is as wide as each of these arrays needs, for itself."""
@@ -251,6 +252,28 @@ def check_depthwise(far):
     far.close(out[1, :, -ROWS:, -COLUMNS:], last(expected))
 
 
+def check_depthwise_backward(far):
+    image, _ = far.copies(far.near["x"], far.dtype)
+    sums, corner = far.copies(np.zeros_like(far.near["x"]), far.dtype)
+    grads, grad_output = (far.output("offset"), far.output("mask")), far.output("grad_output")
+    weight = dcn.to_device(far.near["weight"])
+    wants = Wants(True, True, True, True)
+    macros = depthwise_macros(far.geometry, *[far.dtype] * 3, far.index, wants)
+    blocks = -(-far.height // macros.tile[0]) * -(-WIDE // macros.tile[1])
+    partial = dcn.array_module.empty((2 * blocks, 9, far.case.channels), far.dtype)
+    arrays = grad_output, weight, image, "offset", "mask", sums, *grads, partial
+    far.launch("deform_depthwise_backward", None, *arrays, wants=wants, planes=grad_output)
+    exact, case = far.exact, far.case
+    grad_x, grad_offset, grad_weight, _, grad_mask = _oracle.backward(
+        *(exact[name] for name in ("grad_output", "x", "offset", "weight")), *case.sampling[1:],
+        case.groups, exact["mask"],
+    )  # fmt: skip
+    far.close(corner[:, :, 0], grad_x[0].transpose(1, 2, 0))
+    for ours, expected in zip(grads, (grad_offset, grad_mask), strict=True):
+        far.close(ours[1, :, -ROWS:, -COLUMNS:], last(expected))
+    far.close(partial[-1], grad_weight.reshape(case.channels, 9).T)
+
+
 def last_rows(far, channels):
     """Return images (2, C, H, W), and a view of the last one's last row."""
     images = dcn.array_module.empty((2, channels, far.height, WIDE), far.dtype)
@@ -291,13 +314,21 @@ CHECKS = {
     "to_channels_last": check_to_channels_last,
     "from_channels_last": check_from_channels_last,
     "deform_depthwise": check_depthwise,
+    "deform_depthwise_backward": check_depthwise_backward,
 }
 TRIALS = [
     (name, layer)
     for layer in LAYERS
     for name in CHECKS
     if ("depthwise" in name) == ("depthwise" in layer)
+    if (name, layer) != ("deform_depthwise_backward", "depthwise")  # never alone at a pixel
 ]
+
+
+def test_no_kernel_is_left_out():
+    # Points are ordered with indices of 32 bits alone.
+    ordered = {"count_samples", "start_cells", "order_samples", "deform_backward_sorted"}
+    assert set(CHECKS) == set(_kernels.FILES) - ordered
 
 
 @pytest.mark.parametrize(("name", "layer"), TRIALS)
