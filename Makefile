@@ -36,7 +36,7 @@ COUNTED = $(VENV)-bench/.ready-$(CUPY)$(if $(BESIDE),-peers)
 TIMED   = $(if $(APART),$(VENV)-peers/.ready,$(COUNTED))
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test faults lint kernels gpu-report bench figures clean
+.PHONY: help demo test faults test-memory lint kernels gpu-report bench figures clean
 .NOTPARALLEL:
 
 help: ## say what there is to make
@@ -58,6 +58,9 @@ test: lint ## lint, then run the tests; on a GPU too, if there is one
 
 faults: $(VENV)/.ready-$(CUPY) ## plant every fault in the kernels and see it caught; make test plants each fifth
 	$(TEST) -m pytest -n $(WORKERS) tests/test_gpu.py -k planted --every-fault $(ARGS)
+
+test-memory: $(VENV)/.ready-$(CUPY) ## measure memory at every size; make test does at a few
+	$(TEST) -m pytest -n $(WORKERS) tests/test_memory.py tests/test_memory_gpu.py -m memory $(ARGS)
 
 lint: $(VENV)/.ready-$(CUPY) ## check style, formatting and types
 	$(TEST) -m ruff check .

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from ._arguments import GRADIENTS
 from ._arrays import Array, compute_dtype, on_device
 from ._columns_cpu import im2col, tile_of_columns, write_columns
 from ._cut import DEFAULT_WORKSPACE, Cut, Memory, allocate_block
@@ -72,10 +74,15 @@ def make_cut(
     dtype: np.dtype[Any],
     workspace_bytes: int | None,
     backward: bool,
+    wanted: Collection[str] = GRADIENTS,
 ) -> Cut:
-    """Cut a call into tiles, for as many threads as there are."""
+    """Cut a call into tiles, for as many threads as there are.
+
+    ``wanted``: the gradients of a backward.
+    """
     budget = DEFAULT_WORKSPACE if workspace_bytes is None else workspace_bytes
-    return cut_tiles(geometry, out_channels, dtype.itemsize, budget, thread_count(), backward)
+    cut = cut_tiles(geometry, out_channels, dtype.itemsize, budget, thread_count(), backward)
+    return cut if "weight" in wanted else replace(cut, weight_bytes=0)
 
 
 def fit_index(cut: Cut, arrays: Iterable[Array]) -> Cut:

@@ -6,7 +6,8 @@ the channels-last copies of the images being sampled (backward: and the sums of 
     chunk:  pixels * itemsize * (K*C_in + C_out); a backward that orders its sampling points:
             + pixels * 12 * K*DG + images * (H + 3) * (W + 1) * 4 * DG
     copies: images * (H + 3) * (W + 1) * C_in * itemsize (backward: + the itemsize of the sums),
-            C_in rounded up as _specialisation.copy_channels says
+            C_in rounded up as _specialisation.copy_channels says; only what the gradients asked
+            for need
 
 Both stay under the budget, except that one image's copies may come on top of half of it: an image
 cannot be sampled in part. Worked examples at 64 MiB, float32: x (2, 64, 56, 56) -> 64, 3x3: both
@@ -18,12 +19,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from ._arguments import GRADIENTS
 from ._arrays import Array
 from ._chunk_gpu import Chip, chunk_pixels
 from ._cut import BlockSums, Cut
@@ -57,25 +59,30 @@ def cut_chunks(
     sorts: bool = False,
     direct: bool = False,
     sums: BlockSums | None = None,
+    wanted: Collection[str] = GRADIENTS,
 ) -> Cut:
     """Cut a call into chunks of several images, or of one image's rows.
 
-    As large as the budget lets them be, unless ``chip`` is known: see _chunk_gpu.py. Where the
-    backward ``sorts`` its sampling points, see _order_gpu.py, there is room for their order. A
-    call that is ``direct``, see _direct_gpu.py, has no columns: its chunks are whole images. In a
-    backward, its blocks have ``sums``: as many blocks below each other as there is room for.
+    As large as the budget lets them be, unless ``chip`` is known: see _chunk_gpu.py. A backward is
+    for the gradients ``wanted``. Where it ``sorts`` its sampling points, see _order_gpu.py, there
+    is room for their order; where a quarter of the budget is too little, they stay as they are. A
+    call that is ``direct``, see _direct_gpu.py, has no columns: its chunks are whole images. In
+    a backward, its blocks have ``sums``: as many blocks below each other as there is room for.
     """
     require_int_sizes(geometry, 0 if direct else out_channels)
     elements = geometry.taps * geometry.channels
     pixel_bytes = itemsize * (elements + out_channels)
     image_elements = copy_cells(geometry) * copy_channels(geometry, itemsize)
-    copy_bytes = image_elements * (itemsize + (sum_itemsize if backward else 0))
+    copy_bytes = image_elements * itemsize
+    if backward:
+        copy_bytes *= not {"offset", "weight", "mask"}.isdisjoint(wanted)
+        copy_bytes += image_elements * sum_itemsize * ("x" in wanted)
     count_bytes = 0  # an image's, of the points in each cell
-    if sorts:
+    if sorts := sorts and order_fits(geometry, pixel_bytes, workspace_bytes):
         pixel_bytes += POINT_BYTES * geometry.taps * geometry.deformable_groups
         count_bytes = CELL_BYTES * copy_cells(geometry) * geometry.deformable_groups
     least = 2 * pixel_bytes
-    if workspace_bytes < least:
+    if workspace_bytes < least and (backward or not direct):
         raise ValueError(
             f"workspace_bytes is {workspace_bytes}, expected at least {least}: twice one output"
             f" pixel's columns and values ({geometry.channels} channels * {geometry.taps} taps +"
@@ -96,7 +103,8 @@ def cut_chunks(
     if held > 1:
         tile_pixels = held * geometry.out_pixels
     else:
-        available = max(workspace_bytes - image_bytes, workspace_bytes // 2)
+        half = workspace_bytes // 2 - count_bytes
+        available = max(workspace_bytes - image_bytes, half, pixel_bytes)
         tile_pixels = min(
             available // pixel_bytes if pixel_bytes else geometry.out_pixels,
             rows * geometry.out_width,
@@ -105,8 +113,6 @@ def cut_chunks(
         )
     if chip is not None and tile_pixels:
         tile_pixels = chunk_pixels(geometry, out_channels, itemsize, tile_pixels, backward, chip)
-    sizes = (0 if direct else tile_pixels * elements, held * image_elements)
-    index = index_dtype(sizes, geometry)
     weight_bytes = out_channels * geometry.group_channels * geometry.taps * sum_itemsize
     chunk_bytes = tile_pixels * pixel_bytes
     if sorts:  # three arrays more
@@ -117,10 +123,24 @@ def cut_chunks(
         sums = sums._replace(down=max(min(sums.down, room, enough), 1))
         chunk_bytes += held * sums.across * sums.down * sums.nbytes
         weight_bytes += geometry.deformable_groups * sums.nbytes * 8 // sum_itemsize
+    elements = chunk_bytes // sum_itemsize if direct else tile_pixels * elements
+    index = index_dtype((elements, held * image_elements), geometry)
     return Cut(
         geometry, held, None, tile_pixels, 1, held * copy_bytes, chunk_bytes,
-        weight_bytes if backward else 0, index, direct, sums, sorts,
+        weight_bytes if backward and "weight" in wanted else 0, index, direct, sums, sorts,
     )  # fmt: skip
+
+
+def order_fits(geometry: Geometry, pixel_bytes: int, workspace_bytes: int) -> bool:
+    """Tell whether a quarter of the budget has room for the counts of cells, one for a pixel.
+
+    Each chunk clears the counts and sums them up, which pays no longer where they are many: from
+    about 2048 x 2048 pixels on at 64 MiB.
+    """
+    groups = geometry.deformable_groups
+    pixel_bytes += POINT_BYTES * geometry.taps * groups
+    count_bytes = CELL_BYTES * copy_cells(geometry) * groups
+    return max(count_bytes, pixel_bytes) <= workspace_bytes // 4
 
 
 def require_int_sizes(geometry: Geometry, out_channels: int) -> None:

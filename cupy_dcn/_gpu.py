@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
+from ._arguments import GRADIENTS
 from ._arrays import Array, compute_dtype, cupy_of, on_device
 from ._chunk_gpu import chip_of
 from ._columns_gpu import Image, im2col, locate, tile_of_columns, write_columns
@@ -68,8 +69,12 @@ def make_cut(
     dtype: np.dtype[Any],
     workspace_bytes: int | None,
     backward: bool,
+    wanted: Collection[str] = GRADIENTS,
 ) -> Cut:
-    """Cut a call into chunks, on the current device; under no budget but the default by a model."""
+    """Cut a call into chunks, on the current device; under no budget but the default by a model.
+
+    ``wanted``: the gradients of a backward.
+    """
     sums, chip = compute_dtype(dtype).itemsize, None
     if workspace_bytes is None:
         workspace_bytes = DEFAULT_WORKSPACE
@@ -85,11 +90,12 @@ def make_cut(
         direct = is_direct(geometry, out_channels, dtype)
     sorts = (
         backward and out_channels > 0 and not direct
+        and "x" in wanted and len(wanted) > 1
         and pays(geometry, dtype, reduces_vectors(sys.modules["cupy"]))
     )  # fmt: skip
     return cut_chunks(
         geometry, out_channels, dtype.itemsize, sums, workspace_bytes, backward, chip, sorts,
-        direct, of_blocks,
+        direct, of_blocks, wanted,
     )  # fmt: skip
 
 

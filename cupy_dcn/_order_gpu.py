@@ -9,7 +9,8 @@ the order pays where
 - a point has 32 channels or more; 16 where four additions are not one instruction, before compute
   capability 9.0 and for double: the order costs about 75 instructions and 24 bytes a point, and
   three quarters of four additions and four reads a channel are saved;
-- no group cuts through a deformable group, and indices have 32 bits.
+- no group cuts through a deformable group, and indices have 32 bits;
+- the counts of an image's cells fit into a quarter of the workspace (_cut_gpu.py).
 """
 
 from __future__ import annotations

@@ -48,11 +48,18 @@ def prepare(
     bias: Array | None,
     workspace_bytes: int | None,
     backward: Sequence[bool],
+    wanted: Collection[str] = GRADIENTS,
 ) -> list[Prepared]:
-    """Prepare for calls of each direction; they share the memory, so one at a time may run."""
+    """Prepare for calls of each direction; they share the memory, so one at a time may run.
+
+    ``wanted``: which gradients a backward may be asked for.
+    """
     twin = twin_of(weight)
     dtype = twin.columns_dtype(weight.dtype)
-    cuts = [twin.make_cut(geometry, len(weight), dtype, workspace_bytes, each) for each in backward]
+    cuts = [
+        twin.make_cut(geometry, len(weight), dtype, workspace_bytes, each, wanted)
+        for each in backward
+    ]
     matrix = twin.weight_matrix(weight, geometry, dtype)
     shift = None if bias is None else bias.astype(dtype, order="C", copy=False)
     memories = twin.allocate(cuts, weight)

@@ -243,7 +243,9 @@ def deform_conv2d_backward(
     grad_output = check_grad_output(grad_output, call)
     wanted = check_needs(needs)
     with twin_of(call.x).on_device(call.x):
-        (prepared,) = prepare(call.geometry, call.weight, call.bias, call.workspace_bytes, (True,))
+        (prepared,) = prepare(
+            call.geometry, call.weight, call.bias, call.workspace_bytes, (True,), wanted
+        )
         grads = empty_gradients(call, wanted)
         backward(prepared, call, grad_output, grads)
     return grads

@@ -13,6 +13,7 @@ NEED_NVRTC = [
     "test_far_gpu.py",
     "test_gpu.py",
     "test_kernels.py",
+    "test_memory_gpu.py",
     "test_stages_gpu.py",
 ]
 collect_ignore = [] if has_nvrtc() else NEED_NVRTC

@@ -67,7 +67,7 @@ def first_and_last(monkeypatch):
 
 def arrays(case, dtype):
     """Return arrays of a case's shapes that nobody fills."""
-    taps, size = 9 * case.deformable_groups, (case.images, *case.size)
+    taps = 9 * case.deformable_groups
     shapes = {
         "x": (case.images, case.channels, *case.size),
         "offset": (case.images, 2 * taps, *case.size),
@@ -115,8 +115,16 @@ NEEDS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("budget", [None, 8 * MIB])
-@pytest.mark.parametrize("name", LAYERS)
+# The others are measured by `make test-memory`.
+FEW = ["64 images of half precision", "a large image", "ordered points", "a large depthwise image"]
+SIZES = [
+    pytest.param(name, budget, marks=[] if name in FEW and budget is None else pytest.mark.memory)
+    for name in LAYERS
+    for budget in (None, 8 * MIB)
+]
+
+
+@pytest.mark.parametrize(("name", "budget"), SIZES)
 def test_memory_of_a_call(name, budget):
     case, dtype = LAYERS[name]
     given = arrays(case, dtype)
@@ -140,7 +148,16 @@ def test_memory_of_a_call(name, budget):
             assert not sorts
 
 
-@pytest.mark.parametrize("name", ["64 images", "a photograph", "1024 halves", "depthwise"])
+SOME = [
+    pytest.param(name, marks=marks)
+    for name, marks in (
+        ("64 images", pytest.mark.memory), ("a photograph", []), ("depthwise", pytest.mark.memory),
+        ("1024 halves", pytest.mark.memory),
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SOME)
 def test_memory_of_a_plan(name):
     case, dtype = LAYERS[name]
     given = arrays(case, dtype)
@@ -161,6 +178,7 @@ def test_memory_of_a_plan(name):
         assert held <= limit(None, image, copies) + results
 
 
+@pytest.mark.memory
 @pytest.mark.parametrize("budget", [None, 8 * MIB])
 @pytest.mark.parametrize("name", ["64 images", "a photograph", "1024 halves", "a long image"])
 def test_memory_of_the_stages(name, budget):
@@ -180,7 +198,7 @@ def test_memory_of_the_stages(name, budget):
         assert used <= limit(budget, image_bytes(case, dtype, *copies), 0)
 
 
-@pytest.mark.parametrize("name", ["1 image", "1024 halves", "a photograph", "depthwise"])
+@pytest.mark.parametrize("name", SOME)
 def test_memory_does_not_grow_with_the_batch(name):
     case, dtype = LAYERS[name]
     peaks = []

@@ -177,8 +177,9 @@ class MemoryPointer:
             return
         with _devices.lock:
             memory = device_memory(self.device_id)
-            memory.data(self.ptr, size)[...] = value & 0xFF
-            memory.written(self.ptr, size)[...] = True
+            target, written = memory.data(self.ptr, size), memory.written(self.ptr, size)
+            if settings.execute:
+                target[...], written[...] = value & 0xFF, True
         record(Operation("memset", 0, size, self.device_id, pointer_of(stream)))
 
 

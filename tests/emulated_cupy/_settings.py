@@ -12,9 +12,9 @@ from typing import Any
 class Settings:
     """The machine; ``count`` and ``check`` go to the emulator's launches.
 
-    Without ``execute`` kernels and products are refused and logged as ever but compute nothing, and
-    what they would have written may be read: a rehearsal of calls too large to be emulated. With
-    ``last_blocks`` only so many blocks of each launch run, the last ones.
+    Without ``execute`` kernels, products and memsets are refused and logged as ever but do nothing,
+    and what they would have written may be read: a rehearsal of calls too large to be emulated.
+    With ``last_blocks`` only so many blocks of each launch run, the last ones.
     """
 
     compute_capability: str = "90"
