@@ -16,6 +16,7 @@ import numpy as np
 
 from ._arrays import Array
 from ._cut import Tile
+from ._cut_cpu import rows_at_once
 from ._geometry import Geometry
 from ._windows_cpu import is_planar
 from ._workspace import Sum, Workspace
@@ -111,18 +112,28 @@ def add_grad_weight(
     grad = read_tile(grad_output, geometry.groups, tile, columns.dtype, workspace)
     columns = columns_matrix(columns, geometry, workspace)
     groups, channels, depth = total.array.shape
-    if is_planar(geometry):  # transposed it is twice as fast (8 x 75: 67 against 31 GFLOP/s)
+    rows = rows_at_once(groups, channels, depth, columns.itemsize)
+    for first in range(0, channels, rows):
+        part = slice(first, first + rows)
+        with workspace.scope():
+            product = _grad_weight(grad[:, part], columns, is_planar(geometry), workspace)
+            if total.empty:
+                np.copyto(total.array[:, part], product)
+            else:
+                total.array[:, part] += product
+    total.empty = False
+
+
+def _grad_weight(grad: Array, columns: Array, planar: bool, workspace: Workspace) -> Array:
+    groups, channels, _ = grad.shape
+    depth = columns.shape[1]
+    if planar:  # transposed it is twice as fast (8 x 75: 67 against 31 GFLOP/s)
         transposed = workspace.empty((groups, depth, channels), columns.dtype)
         np.matmul(columns, grad.transpose(0, 2, 1), out=transposed)
-        product = transposed.transpose(0, 2, 1)
-    else:
-        product = workspace.empty((groups, channels, depth), columns.dtype)
-        np.matmul(grad, columns.transpose(0, 2, 1), out=product)
-    if total.empty:
-        np.copyto(total.array, product)
-    else:
-        total.array += product
-    total.empty = False
+        return transposed.transpose(0, 2, 1)  # type: ignore[no-any-return]
+    product = workspace.empty((groups, channels, depth), columns.dtype)
+    np.matmul(grad, columns.transpose(0, 2, 1), out=product)
+    return product
 
 
 def sum_planes(grad_output: Array, grad_bias: Array) -> None:

@@ -82,9 +82,9 @@ def deform_conv2d(
     workspace_bytes : int, optional
         Bound of temporary memory, 64 MiB by default, whatever the batch and the resolution; besides
         it the call takes the weight's copy and 1 MiB a thread. On a GPU the copy of an image that
-        takes more than half of it comes on top (backward: with the sums of its gradient, in
-        float32 for the half types); and there a bound that is given is used in full, while by
-        default chunks are as large as suits the device's caches.
+        takes more than half of it comes on top, since an image cannot be sampled in part; and there
+        a bound that is given is used in full, while by default chunks are as large as suits the
+        device's caches. Where it is too small for any work, the error names the least that works.
 
     Returns
     -------
@@ -198,9 +198,11 @@ def deform_conv2d_backward(
         Which gradients to compute, among "x", "offset", "weight", "bias", "mask"; only these
         are worked for.
     workspace_bytes : int, optional
-        Bound of temporary memory, 64 MiB by default; besides it the call takes three copies of
-        the weight, two more for every further thread, and 1 MiB a thread; on a GPU also an image's
-        copy and the sums of its gradient if they take more than half of it.
+        Bound of temporary memory, 64 MiB by default, whatever the batch and the resolution; besides
+        it the call takes a copy of the weight and 1 MiB a thread; for the gradient of the weight
+        one more copy a thread, and 4 MiB at most to add to it. On a GPU an image's copy (unless
+        only the gradient of x is asked for) and the sums of its gradient (if it is), in float32 for
+        the half types, come on top where they take more than half of it.
 
     Returns
     -------

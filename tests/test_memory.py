@@ -1,7 +1,7 @@
 """Temporary memory: bounded by workspace_bytes plus a documented rest, measured, not computed.
 
 NumPy reports every array to tracemalloc. What a call may take beside its results is the budget,
-the weight's copies (one; backward three, two more a further thread) and 1 MiB a thread.
+the weight's copy, 1 MiB a thread, and for the weight's gradient another copy a thread and 4 MiB.
 """
 
 import tracemalloc
@@ -11,6 +11,7 @@ import pytest
 
 import cupy_dcn
 from cupy_dcn import _cpu
+from cupy_dcn._arguments import GRADIENTS
 from cupy_dcn._columns_cpu import BLOCK_BYTES
 from cupy_dcn._cut_cpu import BACKWARD_WORDS, FORWARD_WORDS
 from cupy_dcn._parallel import thread_count
@@ -64,7 +65,7 @@ def assert_bounded(budget, x, offset, weight, mask, grad_output, groups=1):
     gradients, backward = peak_beside_results(
         cupy_dcn.deform_conv2d_backward, grad_output, x, offset, weight, **settings
     )
-    assert backward <= limit + (1 + 2 * thread_count()) * copy
+    assert backward <= limit + copy + thread_count() * (copy + min(copy, 4 * MIB))
     return y, gradients
 
 
@@ -81,11 +82,81 @@ def test_peak_with_groups():
     assert_bounded(8 * MIB, *arrays(2, 64, (48, 48), groups=8), groups=8)
 
 
+NEEDS = [(name,) for name in GRADIENTS] + [("x", "offset"), ("x", "weight"), ("offset", "mask")]
+LARGE = [
+    (2, 16, (96, 97), 1), (1, 512, (7, 8), 1),
+    *[
+        pytest.param(*shape, marks=pytest.mark.memory)
+        for shape in (
+            (64, 64, (56, 56), 1), (2, 1024, (14, 14), 1), (64, 3, (224, 224), 3),
+            (1, 4, (2048, 2048), 1), (1, 12, (1024, 1024), 12),
+        )
+    ],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("images", "channels", "size", "groups"), LARGE)
+def test_peak_of_some_gradients(images, channels, size, groups):
+    made = arrays(images, channels, size, groups=groups)
+    x, offset, weight, mask, grad_output = made
+    assert_bounded(None, *made, groups)
+    sums = thread_count() * (weight.nbytes + min(weight.nbytes, 4 * MIB))
+    for needs in NEEDS:
+        _, peak = peak_beside_results(
+            cupy_dcn.deform_conv2d_backward, grad_output, x, offset, weight, padding=1,
+            groups=groups, mask=mask, needs=needs,
+        )  # fmt: skip
+        limit = 64 * MIB + weight.nbytes + thread_count() * MIB
+        assert peak <= limit + (sums if "weight" in needs else 0), needs
+
+
+@pytest.mark.parametrize(("images", "channels", "size", "groups"), LARGE)
+def test_peak_of_a_plan(images, channels, size, groups):
+    x, offset, weight, mask, grad_output = arrays(images, channels, size, groups=groups)
+    settings = {"padding": 1, "groups": groups, "backward": True}
+    tracemalloc.start()
+    try:
+        plan = cupy_dcn.Plan(x.shape, weight, **settings)
+        made = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    limit = 64 * MIB + weight.nbytes + thread_count() * MIB
+    limit += thread_count() * (weight.nbytes + min(weight.nbytes, 4 * MIB))
+    assert plan.nbytes <= made <= limit
+    out = plan(x, offset, mask)
+    grads = plan.backward(grad_output, x, offset, mask)
+    for call in (
+        lambda: plan(x, offset, mask, out=out),
+        lambda: plan.backward(grad_output, x, offset, mask, out=grads),
+    ):
+        tracemalloc.start()
+        try:
+            call()
+            assert tracemalloc.get_traced_memory()[1] <= thread_count() * MIB / 2
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("images", "channels", "size", "groups"), LARGE)
+def test_peak_of_the_stages(images, channels, size, groups):
+    x, offset, _, mask, _ = arrays(images, channels, size, groups=groups)
+    settings = {"padding": 1, "mask": mask, "workspace_bytes": 16 * MIB}
+    calls = [(cupy_dcn.deform_im2col, (x, offset, 3), {"groups": groups})]
+    shape = images, groups, size[0] * size[1], 9, channels // groups
+    columns = np.ones(shape, np.float32)
+    calls += [(cupy_dcn.deform_col2im, (columns, offset, size, 3), {})]
+    calls += [(cupy_dcn.deform_coord_grad, (columns, x, offset, 3), {})]
+    for function, arguments, more in calls:
+        _, peak = peak_beside_results(function, *arguments, **settings, **more)
+        assert peak <= 16 * MIB + thread_count() * MIB
+
+
 @pytest.mark.parametrize("channels", [2, 16])
 def test_peak_of_half_precision_images_too_large_to_copy(channels):
     assert_bounded(2 * MIB, *arrays(1, channels, (256, 256), dtype=np.float16))
 
 
+@pytest.mark.memory
 def test_an_image_of_16_million_pixels_runs_in_the_default_budget():
     x, offset, weight, _, grad_output = arrays(1, 1, (4096, 4096))
     offset[...] = 0  # then it is a sum of shifted images, which needs no oracle
