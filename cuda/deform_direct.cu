@@ -132,7 +132,7 @@ __device__ void convolve_pixel(const Geometry &geometry, const Tile &tile, const
 #pragma unroll 1
     for (int step = 0; step < STEPS; step += HELD) {
         Sums sums;
-#pragma unroll(FACTORED || TAPS > 9 ? 1 : OUTPUTS > 1 ? 1 : 2)
+#pragma unroll(FACTORED || TAPS > 9 || OUTPUTS > 1 ? 1 : 2)
         for (int tap = 0; tap < TAPS; ++tap) {
             const int slot = pixel * TAPS + tap;
             const compute_t factor =
