@@ -18,6 +18,7 @@ from a smaller picture of the same layer, by threads.
 """
 
 import sys
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +36,7 @@ sys.path.append(str(TESTS))
 import emulated_cupy  # noqa: E402
 
 TOLERANCES = {"float32": 1e-5, "float16": 1e-2}
+DETERMINISTIC = "backward, deterministic"
 HALF_TYPES = ("CUDA_R_16F", "CUDA_R_16BF")
 
 
@@ -50,18 +52,24 @@ class Call(NamedTuple):
     results: dict
 
 
-def calls_of(case, arrays, grad_output):
-    """Return forward and backward as functions without arguments, with results by name."""
+def calls_of(case, arrays, grad_output, deterministic=False):
+    """Return forward and backward as functions without arguments, with results by name.
+
+    With the deterministic backward, too, if asked.
+    """
     settings = case.settings
 
     def forward():
         return {"output": cupy_dcn.deform_conv2d(**arrays, **settings)}
 
-    def backward():
-        grads = cupy_dcn.deform_conv2d_backward(grad_output, **arrays, **settings)._asdict()
+    def backward(**more):
+        grads = cupy_dcn.deform_conv2d_backward(grad_output, **arrays, **settings, **more)._asdict()
         return {f"grad_{name}": grad for name, grad in grads.items() if grad is not None}
 
-    return dict(zip(DIRECTIONS, (forward, backward), strict=True))
+    calls = dict(zip(DIRECTIONS, (forward, backward), strict=True))
+    if deterministic:
+        calls[DETERMINISTIC] = partial(backward, deterministic=True)
+    return calls
 
 
 def expected_of(case, dtype):
@@ -80,14 +88,14 @@ def check_equality(case, dtype, results, expected):
             raise NotEqual(f"{case.about}, {dtype}: {name} is {error:.1e} of the largest value off")
 
 
-def count(case, dtype, capability="90"):
+def count(case, dtype, capability="90", deterministic=False):
     """Emulate a case; return its calls by direction."""
     expected = expected_of(case, dtype)
     machine = {"compute_capability": capability, "count": True, "check": False}
     with emulated_cupy.install() as cupy, emulated_cupy.configure(**machine):
         arrays = {name: cupy.asarray(each) for name, each in case.arrays_of(dtype).items()}
         grad_output = cupy.asarray(case.grad_output().astype(dtype))
-        found = _recorded(cupy, calls_of(case, arrays, grad_output))
+        found = _recorded(cupy, calls_of(case, arrays, grad_output, deterministic))
         for call in found.values():
             results = {name: cupy.asnumpy(each) for name, each in call.results.items()}
             check_equality(case, dtype, results, expected)
@@ -203,7 +211,7 @@ def per_element(steps, case):
 def compulsory_bytes(case, dtype, direction):
     """Return the bytes of a call's own arrays: each read or written once."""
     arrays = sum(prod(shape) for name, shape in case.shapes.items() if name != "bias")
-    once = prod(case.out_shape) + (2 if direction == "backward" else 1) * arrays
+    once = prod(case.out_shape) + (1 if direction == "forward" else 2) * arrays
     return once * np.dtype(dtype).itemsize
 
 

@@ -44,13 +44,14 @@ WANTS = {
     "deform_im2col": None,
     "deform_direct": None,
     "deform_col2im": Wants(grad_x=True),
+    "deform_col2im_ordered": None,
     "deform_coord_grad": Wants(grad_offset=True, grad_mask=True),
     "deform_backward": Wants(True, True, True, True),
     "deform_backward_sorted": Wants(True, True, True, True),
     "deform_depthwise_backward": Wants(True, True, True, True),
 }
 SAMPLING = tuple(WANTS)
-ORDERING = ("count_samples", "start_cells", "order_samples")
+ORDERING = ("count_samples", "start_cells", "order_samples", "rank_samples")
 TRANSPOSING = ("to_channels_last", "from_channels_last")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -111,8 +112,9 @@ class Layer(NamedTuple):
         if name == "deform_depthwise_backward":
             dtype = dtype_of(self.dtype)
             return block_sums(self.geometry, self.channels, dtype, DEFAULT_WORKSPACE) is not None
-        ordered = name in ORDERING or name == "deform_backward_sorted"
-        return not ordered or (may_pay(self.geometry) and self.index == "int32")
+        return name != "deform_backward_sorted" or (
+            may_pay(self.geometry) and self.index == "int32"
+        )
 
     def macros(self, name):
         """Return the macros of one of the kernels, as a call with such a layer makes them."""
@@ -121,7 +123,7 @@ class Layer(NamedTuple):
             return transpose_macros(geometry, dtype, index)
         offset = dtype_of(self.offset or self.dtype)
         if name in ORDERING:
-            return order_macros(geometry, dtype, offset)
+            return order_macros(geometry, dtype, offset, index)
         mask, wants = offset if self.masked else None, WANTS[name]
         if wants is not None:
             wants = wants._replace(grad_mask=wants.grad_mask and self.masked)
@@ -252,7 +254,8 @@ def cells(name, layer, usages):
     if name in TRANSPOSING:  # which depend on less
         size, about = "", "" if layer.index == "int32" else layer.index
     if name in ORDERING:
-        about = f"offset {layer.offset}" if layer.offset else ""
+        index = "" if layer.index == "int32" else layer.index
+        about = ", ".join(filter(None, (f"offset {layer.offset}" if layer.offset else "", index)))
     return (name, layer.dtype, size, str(layer.channels), about, *map(str, usages), shared)
 
 

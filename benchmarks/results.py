@@ -3,7 +3,7 @@
 import textwrap
 from typing import Any, NamedTuple
 
-from counters import compulsory_bytes, per_element
+from counters import DETERMINISTIC, compulsory_bytes, per_element
 from emulator import nvrtc
 from gpu_report import table
 from roofline import DEVICES
@@ -67,7 +67,7 @@ def text(tables, models, times, why_no_gpu):
         "",
         *about_counters(),
         "",
-        *counters_table(tables),
+        *counters_table(tables, (DETERMINISTIC,)),
         "",
         *missed(tables),
         "",
@@ -94,24 +94,27 @@ def about_counters():
         deviation 1.5, one chunk, backward with all gradients; PTX for sm_90, every kernel of a call
         counted in an emulator, products by their bytes only. Sectors are 32 bytes, loads / stores
         / atomics as they reach the L1 cache. DRAM bytes: each kernel, product and copy touches its
-        bytes once, with caches cold in between; in brackets, the call's own arrays alone."""
+        bytes once, with caches cold in between; in brackets, the call's own arrays alone.
+        Deterministic: the same backward with deterministic=True."""
     )
 
 
-def counters_table(tables):
-    """Return the counters beside torchvision's and the targets."""
+def counters_table(tables, others=()):
+    """Return the counters beside torchvision's and the targets; ``others`` have no targets."""
     header = (
         "x -> C_out", "", "instructions", "target", "torchvision",
         "sectors", "target", "torchvision", "DRAM bytes", "target",
     )  # fmt: skip
     rows = []
     for counted in tables:
-        for at, direction in enumerate(DIRECTIONS):
+        for direction in (*DIRECTIONS, *others):
             found = per_element(counted.calls[direction].steps, counted.case)
-            target = TARGETS[counted.case.name, counted.dtype][at]
-            peer = Figures()
-            if counted.dtype == "float32":
-                peer = TORCHVISION[counted.case.name][at]
+            target = peer = Figures()
+            if direction in DIRECTIONS:
+                at = DIRECTIONS.index(direction)
+                target = TARGETS[counted.case.name, counted.dtype][at]
+                if counted.dtype == "float32":
+                    peer = TORCHVISION[counted.case.name][at]
             rows.append(
                 (
                     f"{counted.case.name} {_shape(counted.case)}, {counted.dtype}",

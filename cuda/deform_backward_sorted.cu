@@ -8,6 +8,7 @@
 // Where a lane has more vectors than its registers can hold, it walks its points again for the next.
 //
 // Launch: grid ceil(points / POINTS), BLOCK threads. Bytes per column element: read once, written once.
+#include "order.cuh"
 #include "pullback.cuh"
 
 // 8, or as many as shared memory has room for; as PullbackMacros.points has it.
@@ -19,35 +20,13 @@ constexpr int POINTS = LANE_GROUPS * RUN;
 constexpr int MOST_HELD = (sizeof(compute_t) == 8 ? 4 : 8) / VECTOR;
 constexpr int HELD = STEPS < MOST_HELD ? STEPS : MOST_HELD;
 
-// The point of a number, and the plane (image, deformable group, tap) it is in.
-struct Sample {
-    Tile tile;
-    int tap, plane;
-
-    __device__ static Sample of(const Geometry &geometry, unsigned number) {
-        const unsigned pixels = geometry.rows * geometry.columns, plane = number / pixels;
-        const unsigned pixel = number - plane * pixels, row = pixel / unsigned(geometry.columns);
-        const unsigned images = plane / TAPS;
-        return {Tile(images / DEFORMABLE_GROUPS, row, pixel - row * geometry.columns,
-                     images % DEFORMABLE_GROUPS),
-                int(plane % TAPS), int(plane)};
-    }
-};
-
 // What a lane holds of one cell: the corners, widened once, and the sums for their gradients.
 struct Held {
     compute_t corners[HELD][4][VECTOR], sums[HELD][4][VECTOR];
 
     template <typename Use>
     __device__ static void each(int step, int lane, Use use) {
-#pragma unroll
-        for (int i = 0; i < HELD; ++i) {
-            const int at = (step + i) * LANES * VECTOR;
-            if ((STEPS % HELD == 0 || step + i < STEPS) &&
-                (!RAGGED || at + lane * VECTOR < COPY_SHARED)) {
-                use(i, at);
-            }
-        }
+        each_held<HELD>(step, lane, use);
     }
     __device__ void load_corners(const data_t *above, index_t pitch, int step, int lane) {
         each(step, lane, [&](int i, int at) {
@@ -150,8 +129,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 512 / BLOCK)
     int factored = 0;
     for (int slot = threadIdx.x; slot < here; slot += BLOCK) {
         const Sample sample = Sample::of(geometry, order[first + slot]);
-        const Sampler sampler(geometry, sample.tile, offset, mask, 0, sample.tap / KERNEL_WIDTH,
-                              sample.tap % KERNEL_WIDTH);
+        const Sampler sampler = sample.sampler(geometry, offset, mask);
         const compute_t factor = sampler.factor();
         factored |= !isfinite(factor);
         const Point point(sampler, layout, finite_part(factor), 0);
@@ -161,7 +139,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 512 / BLOCK)
         pixels[slot] = sample.tile.row * geometry.out_width + sample.tile.column;
         planes[slot] = sample.plane;
         cells[slot] = point.inside ? copy + point.cell : -1;
-        places[slot] = first_column(geometry, sample.tile, 0, 0) + sample.tap * GROUP_CHANNELS;
+        places[slot] = sample.column(geometry);
         fractions[0][slot] = point.y;
         fractions[1][slot] = point.x;
     }

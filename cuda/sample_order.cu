@@ -2,17 +2,22 @@
 //
 // Points are counted cell by cell; each learns how many came before it (count_samples). The counts turn
 // into places to start from (start_cells), and each point writes its number there (order_samples). The
-// cells of 1024 neighbours follow one another; these stretches, and the points of a cell, come in the
-// order in which threads happen to run. A point's number is ((image, deformable group) * K + tap) *
-// pixels + pixel, so that neighbours read and write side by side. Instructions a point: 46 to
-// count, 24 to order; a column element with 64 channels: 1.2.
+// stretches of cells, and the points of a cell, come in the order in which threads happen to run.
+// Instructions a point: 46 to count, 24 to order; a column element with 64 channels: 1.2.
 //
-// Launch: count_samples as a kernel whose threads are ALONE; start_cells, order_samples: 256 threads, four
-// cells or one point each. `counts` has one element more than there are cells, 0 before.
-#include "bilinear.cuh"
+// Where sums must not depend on that, the points of a cell are put in the order of their numbers
+// (rank_samples): each looks how many of its cell come before it. With nine points a cell that is 119
+// instructions a point, with 25 of a 5x5 kernel 199, and nothing is shared; but a cell of n points takes
+// n^2, so a chunk has no more than 2^20 in one image and deformable group (_cut_gpu.py): some tenths of a
+// second, by estimate, where one cell has them all. Sorting networks in registers would take a third
+// for the cells that are small, and this besides for the others.
+//
+// Launch: count_samples as a kernel whose threads are ALONE; the others: 256 threads, four cells or one
+// point each. `counts` has what a Span reads: `cells` elements, 0 before, one of 0, the stretches' ends.
+#include "order.cuh"
 
 constexpr int THREADS = 256;
-constexpr int CELLS = 4;  // of a thread
+constexpr int CELLS = STRETCH / THREADS;  // of a thread
 
 struct alignas(8) Place {
     int cell, rank;
@@ -64,6 +69,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) start_cells(int cells, int
     }
     if (threadIdx.x == THREADS - 1) {
         start = atomicAdd(counts + cells, before);
+        counts[cells + 1 + blockIdx.x] = start + before;
     }
     __syncthreads();
 #pragma unroll
@@ -81,5 +87,22 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (sample < samples) {
         const Place place = places[sample];
         order[starts[place.cell] + place.rank] = sample;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    rank_samples(int samples, int cells, const int *__restrict__ starts,
+                 const Place *__restrict__ places, const int *__restrict__ order,
+                 int *__restrict__ ranked) {
+    const int at = blockIdx.x * THREADS + threadIdx.x;
+    if (at < samples) {
+        const int sample = order[at];
+        const Span span(starts, cells, places[sample].cell);
+        int place = span.first;
+#pragma unroll 4
+        for (int other = span.first; other < span.last; ++other) {
+            place += order[other] < sample;
+        }
+        ranked[place] = sample;
     }
 }

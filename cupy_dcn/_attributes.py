@@ -23,6 +23,9 @@ HINTS = {
     "image_size": "it is the (H, W) of x",
     "x_shape": "x.shape of a NumPy or CuPy array is such a tuple",
     "workspace_bytes": "None takes the default of 64 MiB",
+    "masked": "a plan takes the mask when it is called",
+    "backward": "a plan takes grad_output when it is called",
+    "deterministic": "it asks for the same bits every time",
 }
 
 
@@ -116,6 +119,12 @@ def integer(name: str, value: object, least: int, most: int = MOST) -> int:
             f"{name} must be at most {most}, got {number}; larger ones overflow index arithmetic"
         )
     return number
+
+
+def check_flag(name: str, value: object) -> None:
+    """Demand True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {came(value)}; {HINTS[name]}")
 
 
 def came(value: object) -> str:

@@ -19,7 +19,7 @@ from ._arguments import (
     require_dtype,
 )
 from ._arrays import Array, require_array, require_one_library
-from ._attributes import geometry_of, pair
+from ._attributes import check_flag, geometry_of, pair
 from ._cut import DEFAULT_WORKSPACE, Cut, Tile
 from ._geometry import Geometry
 from ._twins import twin_of
@@ -129,6 +129,7 @@ def deform_col2im(
     mask: Array | None = None,
     *,
     workspace_bytes: int | None = None,
+    deterministic: bool = False,
 ) -> Array:
     """Scatter columns back to the image: the adjoint of `deform_im2col` in x.
 
@@ -143,6 +144,8 @@ def deform_col2im(
         As in `deform_im2col`.
     image_size : (int, int)
         H and W of x.
+    deterministic : bool
+        Whether the same call is to give the same bits every time, as in `deform_conv2d_backward`.
 
     Returns
     -------
@@ -173,8 +176,9 @@ def deform_col2im(
     )
     check_grad_columns(grad_columns, geometry)
     offset, mask = _check_samples(grad_columns, offset, mask, geometry)
+    check_flag("deterministic", deterministic)
     twin = twin_of(grad_columns)
-    cut = _cut(geometry, grad_columns, workspace_bytes, True)
+    cut = _cut(geometry, grad_columns, workspace_bytes, True, deterministic)
     with twin.on_device(grad_columns):
         grad_x = twin.empty(shape, grad_columns)
         cut = twin.fit_index(cut, _given(offset, mask, grad_columns, grad_x))
@@ -278,10 +282,18 @@ def _pullback(
     return partial(twin.Pullback, cut, dtype, *memory[:2], x, offset, mask, grad_columns_of)
 
 
-def _cut(geometry: Geometry, like: Array, workspace_bytes: int | None, backward: bool) -> Cut:
+def _cut(
+    geometry: Geometry,
+    like: Array,
+    workspace_bytes: int | None,
+    backward: bool,
+    deterministic: bool = False,
+) -> Cut:
     budget, twin = check_workspace(workspace_bytes) or DEFAULT_WORKSPACE, twin_of(like)
     dtype = twin.columns_dtype(like.dtype)
-    return twin.make_cut(geometry, 0, dtype, budget, backward)  # type: ignore[no-any-return]
+    return twin.make_cut(  # type: ignore[no-any-return]
+        geometry, 0, dtype, budget, backward, deterministic=deterministic
+    )
 
 
 def _given(*arrays: Array | None) -> list[Array]:

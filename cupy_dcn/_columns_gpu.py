@@ -17,12 +17,13 @@ from ._cut_gpu import copy_cells
 from ._geometry import Geometry
 from ._launch_gpu import (
     NO_STRIDES,
+    Launch,
     element_strides,
     from_channels_last,
     sampling_launch,
     to_channels_last,
 )
-from ._order_gpu import sample_order
+from ._order_gpu import Order, sample_order
 from ._specialisation import VECTOR_BYTES, Wants, copy_channels, is_planar
 from ._workspace import Workspace
 
@@ -58,23 +59,49 @@ class Samples:
         Of these, ``columns`` and ``planes`` (of grad_output) say how they are laid out. ``wants``
         and ``outputs`` are as for sampling_macros.
         """
+        prepared = self._prepare(columns, wants, planes, outputs)
+        if self.cut.block_sums is not None and planes is not None:
+            prepared = prepared.down(self.cut.block_sums.down)
+        prepared.run(cupy_of(self.offset), name, arrays)
+
+    def launch_sorted(self, columns: Array, *arrays: Array | None, wants: Wants) -> None:
+        """Run deform_backward_sorted."""
+        points, cupy = np.int32(self.points), cupy_of(self.offset)
+        with self.workspace.scope():
+            _, order = self._order()
+            launch = self._prepare(columns, wants).over_points(self.points)
+            launch.run(cupy, "deform_backward_sorted", (points, order, columns, *arrays))
+
+    def add_in_order(self, grad_columns: Array, grad_image: Array) -> None:
+        """Do what deform_col2im does in a fixed order: every other cell of every other row."""
+        cupy, tile = cupy_of(self.offset), self.tile
+        launch = self._prepare(grad_columns, None)
+        with self.workspace.scope():
+            arrays = *self._order(), grad_columns, self.offset, self.mask, grad_image
+            for parity in range(4):
+                cells = launch.over_cells(self.cut.geometry, tile.image_count, parity)
+                cells.run(cupy, "deform_col2im_ordered", (np.int32(parity), *arrays))
+
+    def _order(self) -> Order:
+        return sample_order(self.cut, self.offset, self.tile, self.dtype, self.workspace)
+
+    def _prepare(
+        self,
+        columns: Array | None,
+        wants: Wants | None,
+        planes: Array | None = None,
+        outputs: int = 0,
+    ) -> Launch:
         tile, mask = self.tile, self.mask
         rectangle = (tile.rows.start, tile.columns.start, *self.size)
         pixels = 0 if columns is None else self._group_pixels(columns)
-        prepared = sampling_launch(
+        return sampling_launch(
             self.cut.geometry, self.cut.index, self.dtype, wants, outputs, rectangle,
             tile.image_count, pixels, self.offset.dtype, element_strides(self.offset),
             None if mask is None else mask.dtype,
             NO_STRIDES if mask is None else element_strides(mask),
             None if planes is None else element_strides(planes),
         )  # fmt: skip
-        arguments: tuple[Any, ...] = arrays
-        if self.cut.block_sums is not None and planes is not None:
-            prepared = prepared.down(self.cut.block_sums.down)
-        if name == "deform_backward_sorted":
-            prepared = prepared.over_points(self.points)
-            arguments = (np.int32(self.points), *arrays)
-        prepared.run(cupy_of(self.offset), name, arguments)
 
     @property
     def points(self) -> int:
@@ -172,6 +199,9 @@ def _sample(image: Image, samples: Samples, columns: Array) -> None:
 def col2im(grad_columns: Array, samples: Samples, grad_image: GradImage) -> None:
     """Add a tile's columns, times mask and weight, to the corners they were sampled from."""
     values = grad_image.of_images(samples.tile.images)
+    if samples.cut.deterministic:
+        samples.add_in_order(grad_columns, values)
+        return
     arrays = grad_columns, samples.offset, samples.mask, values
     samples.launch("deform_col2im", grad_columns, *arrays, wants=Wants(grad_x=True))
 
@@ -196,7 +226,13 @@ def backward(
     grad_mask: Array | None,
     resample: bool,
 ) -> None:
-    """Do what col2im and coord_grad do, and turn grad_columns into the columns, in one pass."""
+    """Do what col2im and coord_grad do, and turn grad_columns into the columns, in one pass.
+
+    In two where bits must be the same from run to run: it is the sums for x that depend on timing.
+    """
+    if grad_image is not None and samples.cut.deterministic:
+        col2im(columns, samples, grad_image)
+        grad_image = None
     images, tile = samples.tile.images, samples.tile
     wants = Wants(grad_image is not None, grad_offset is not None, grad_mask is not None, resample)
     sampled = None if image is None else image.of_images(images)
@@ -204,12 +240,7 @@ def backward(
     into = [None if grad is None else of_tile(grad, tile) for grad in (grad_offset, grad_mask)]
     inputs = columns, sampled, samples.offset, samples.mask
     if wants.grad_x and sampled is not None and samples.cut.sorts_here:
-        with samples.workspace.scope():
-            order = sample_order(
-                samples.cut, samples.offset, tile, samples.dtype, samples.workspace
-            )
-            launched = order, *inputs, sums, *into
-            samples.launch("deform_backward_sorted", columns, *launched, wants=wants)
+        samples.launch_sorted(*inputs, sums, *into, wants=wants)
     elif wants.grad_x or wants.columns:
         samples.launch("deform_backward", columns, *inputs, sums, *into, wants=wants)
     else:

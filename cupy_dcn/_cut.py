@@ -67,6 +67,7 @@ class Cut:
     direct: bool = False  # whether it needs no columns
     block_sums: BlockSums | None = None  # of a backward without columns
     sorts: bool = False  # whether a backward orders its sampling points by cell
+    deterministic: bool = False  # whether a backward sums in a fixed order on a GPU, too
 
     @property
     def holds_whole(self) -> bool:

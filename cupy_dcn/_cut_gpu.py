@@ -4,7 +4,7 @@ Temporary memory is one chunk of columns, used again by the resampled columns in
 the channels-last copies of the images being sampled (backward: and the sums of their gradients):
 
     chunk:  pixels * itemsize * (K*C_in + C_out); a backward that orders its sampling points:
-            + pixels * 12 * K*DG + images * (H + 3) * (W + 1) * 4 * DG
+            + pixels * 12 * K*DG + images * (H + 3) * (W + 1) * 4 * DG (deterministic: 16, not 12)
     copies: images * (H + 3) * (W + 1) * C_in * itemsize (backward: + the itemsize of the sums),
             C_in rounded up as _specialisation.copy_channels says; only what the gradients asked
             for need
@@ -36,8 +36,12 @@ from ._workspace import ALIGNMENT
 # The limits of a launch: blocks along y and z; the fewest output rows of a block (geometry.cuh).
 MOST_BLOCKS = 2**16 - 1
 LEAST_TILE_HEIGHT = 2
-# Of sampling points that are ordered: a place of two numbers, and the order; and of cells: a count.
-POINT_BYTES, CELL_BYTES = 12, 4
+# Of sampling points that are ordered: a place of two numbers, and the order, twice where it is
+# reproducible; and of cells: a count, and where each stretch of them ends.
+POINT_BYTES, RANK_BYTES, CELL_BYTES = 12, 4, 4
+STRETCH = 1024  # cells, as in order.cuh
+MOST_POINTS = 2**20  # of an image and deformable group of a chunk, see rank_samples
+MOST_NUMBERS = 2**31 - 1  # of points and cells: kernels count those of a chunk in 32 bits
 # Blocks that sum the gradient of a depthwise weight: several rounds of any device.
 MOST_SUMS = 4096
 LARGEST_DIMENSION = 2**31 - 1  # cuBLAS takes the sizes of matrices as int
@@ -60,14 +64,16 @@ def cut_chunks(
     direct: bool = False,
     sums: BlockSums | None = None,
     wanted: Collection[str] = GRADIENTS,
+    deterministic: bool = False,
 ) -> Cut:
     """Cut a call into chunks of several images, or of one image's rows.
 
     As large as the budget lets them be, unless ``chip`` is known: see _chunk_gpu.py. A backward is
     for the gradients ``wanted``. Where it ``sorts`` its sampling points, see _order_gpu.py, there
-    is room for their order; where a quarter of the budget is too little, they stay as they are. A
-    call that is ``direct``, see _direct_gpu.py, has no columns: its chunks are whole images. In
-    a backward, its blocks have ``sums``: as many blocks below each other as there is room for.
+    is room for their order; where a quarter of the budget is too little, they stay as they are,
+    unless it is ``deterministic``. A call that is ``direct``, see _direct_gpu.py, has no columns:
+    its chunks are whole images. In a backward, its blocks have ``sums``: as many blocks below each
+    other as there is room for.
     """
     require_int_sizes(geometry, 0 if direct else out_channels)
     elements = geometry.taps * geometry.channels
@@ -77,16 +83,19 @@ def cut_chunks(
     if backward:
         copy_bytes *= not {"offset", "weight", "mask"}.isdisjoint(wanted)
         copy_bytes += image_elements * sum_itemsize * ("x" in wanted)
-    count_bytes = 0  # an image's, of the points in each cell
-    if sorts := sorts and order_fits(geometry, pixel_bytes, workspace_bytes):
-        pixel_bytes += POINT_BYTES * geometry.taps * geometry.deformable_groups
-        count_bytes = CELL_BYTES * copy_cells(geometry) * geometry.deformable_groups
+    sorts = sorts and order_fits(geometry, pixel_bytes, workspace_bytes)
+    ordered, count_bytes = sorts or deterministic, 0  # an image's, of the points in each cell
+    if ordered:
+        point_bytes = POINT_BYTES + (RANK_BYTES if deterministic else 0)
+        pixel_bytes += point_bytes * geometry.taps * geometry.deformable_groups
+        cells = copy_cells(geometry) * geometry.deformable_groups
+        count_bytes = CELL_BYTES * (cells + cells // STRETCH)
     least = 2 * pixel_bytes
     if workspace_bytes < least and (backward or not direct):
         raise ValueError(
             f"workspace_bytes is {workspace_bytes}, expected at least {least}: twice one output"
             f" pixel's columns and values ({geometry.channels} channels * {geometry.taps} taps +"
-            f" {out_channels}, of {itemsize} bytes{', and their order' if sorts else ''});"
+            f" {out_channels}, of {itemsize} bytes{', and their order' if ordered else ''});"
             f" pass workspace_bytes={least} or more"
         )
     if direct:
@@ -98,6 +107,8 @@ def cut_chunks(
     rows = LEAST_TILE_HEIGHT * MOST_BLOCKS
     # Of several images, too, the pixels may be one size of a product.
     held = min(together, geometry.images, MOST_BLOCKS, LARGEST_DIMENSION // geometry.out_pixels)
+    if deterministic:
+        held = min(held, countable_images(geometry))
     if held < 1 or geometry.out_height > rows:
         held = 1
     if held > 1:
@@ -111,12 +122,14 @@ def cut_chunks(
             geometry.out_pixels,
             LARGEST_DIMENSION,
         )
+    if deterministic and geometry.out_pixels > (most := ranked_pixels(geometry)):
+        tile_pixels = min(tile_pixels, most)
     if chip is not None and tile_pixels:
         tile_pixels = chunk_pixels(geometry, out_channels, itemsize, tile_pixels, backward, chip)
     weight_bytes = out_channels * geometry.group_channels * geometry.taps * sum_itemsize
     chunk_bytes = tile_pixels * pixel_bytes
-    if sorts:  # three arrays more
-        chunk_bytes += held * count_bytes + 4 * ALIGNMENT
+    if ordered:  # four arrays more
+        chunk_bytes += held * count_bytes + 5 * ALIGNMENT
     if sums is not None:
         room = max(workspace_bytes - held * copy_bytes, 0) // (held * sums.across * sums.nbytes)
         enough = MOST_SUMS // (held * sums.across)
@@ -128,6 +141,7 @@ def cut_chunks(
     return Cut(
         geometry, held, None, tile_pixels, 1, held * copy_bytes, chunk_bytes,
         weight_bytes if backward and "weight" in wanted else 0, index, direct, sums, sorts,
+        deterministic,
     )  # fmt: skip
 
 
@@ -156,6 +170,24 @@ def require_int_sizes(geometry: Geometry, out_channels: int) -> None:
                 " as cuBLAS and the kernels count in 32 bits here; take a smaller kernel, or cut"
                 " the layer into several with fewer channels"
             )
+
+
+def countable_images(geometry: Geometry) -> int:
+    """Return of how many images a chunk can have the points and cells that kernels number."""
+    groups = geometry.deformable_groups
+    cells, points = groups * copy_cells(geometry), groups * geometry.taps * geometry.out_pixels
+    if cells > MOST_NUMBERS:
+        raise ValueError(
+            f"deterministic=True numbers an image's {cells} cells, deformable_groups * (H + 3) *"
+            f" (W + 1), expected at most {MOST_NUMBERS}; deterministic=False has no such limit"
+        )
+    return max(MOST_NUMBERS // max(cells, points), 1)
+
+
+def ranked_pixels(geometry: Geometry) -> int:
+    """Return of how many output pixels a chunk of one image can rank the sampling points."""
+    points = min(MOST_POINTS, MOST_NUMBERS // geometry.deformable_groups)
+    return max(points // geometry.taps, 1)
 
 
 def fit_index(cut: Cut, arrays: Iterable[Array]) -> Cut:

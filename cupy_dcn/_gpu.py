@@ -70,6 +70,7 @@ def make_cut(
     workspace_bytes: int | None,
     backward: bool,
     wanted: Collection[str] = GRADIENTS,
+    deterministic: bool = False,
 ) -> Cut:
     """Cut a call into chunks, on the current device; under no budget but the default by a model.
 
@@ -83,19 +84,17 @@ def make_cut(
             chip = chip_of(cupy, cupy.cuda.runtime.getDevice(), dtype.itemsize)
     # The stages, without output channels, never do either.
     of_blocks = None
-    if backward:
+    if backward and not deterministic:
         of_blocks = block_sums(geometry, out_channels, dtype, workspace_bytes)
-        direct = of_blocks is not None
-    else:
-        direct = is_direct(geometry, out_channels, dtype)
+    direct = is_direct(geometry, out_channels, dtype) if not backward else of_blocks is not None
     sorts = (
-        backward and out_channels > 0 and not direct
+        backward and not deterministic and out_channels > 0 and not direct
         and "x" in wanted and len(wanted) > 1
         and pays(geometry, dtype, reduces_vectors(sys.modules["cupy"]))
     )  # fmt: skip
     return cut_chunks(
         geometry, out_channels, dtype.itemsize, sums, workspace_bytes, backward, chip, sorts,
-        direct, of_blocks, wanted,
+        direct, of_blocks, wanted, backward and deterministic and "x" in wanted,
     )  # fmt: skip
 
 
@@ -115,8 +114,9 @@ def load_kernels(
     """Compile a layer's kernels for the current device."""
     outputs = len(weight) // cut.geometry.groups if cut.direct else 0
     wanted = layer_kernels(
-        cut.geometry, dtype, offset, mask, cut.index, backward, cut.sorts_here, outputs
-    )
+        cut.geometry, dtype, offset, mask, cut.index, backward, cut.sorts_here, outputs,
+        cut.deterministic,
+    )  # fmt: skip
     load(cupy_of(weight), wanted)
 
 

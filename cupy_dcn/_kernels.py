@@ -25,12 +25,14 @@ FILES = {
     "deform_direct": "deform_direct.cu",
     "deform_depthwise_backward": "deform_depthwise_backward.cu",
     "deform_col2im": "deform_col2im.cu",
+    "deform_col2im_ordered": "deform_col2im_ordered.cu",
     "deform_coord_grad": "deform_coord_grad.cu",
     "deform_backward": "deform_backward.cu",
     "deform_backward_sorted": "deform_backward_sorted.cu",
     "count_samples": "sample_order.cu",
     "start_cells": "sample_order.cu",
     "order_samples": "sample_order.cu",
+    "rank_samples": "sample_order.cu",
 }
 
 _INCLUDE = re.compile(r'#include "(\w+\.cuh)"')

@@ -56,10 +56,21 @@ class Launch(NamedTuple):
         assert isinstance(self.macros, PullbackMacros)
         return self._replace(grid=(-(-points // self.macros.points), 1, 1))
 
+    def over_cells(self, geometry: Geometry, images: int, parity: int) -> Launch:
+        """Return a launch over the cells of images whose row and column have a parity each."""
+        macros = self.macros
+        assert isinstance(macros, SamplingMacros)
+        rows = (geometry.height + 2 - parity // 2) // 2
+        cells = rows * ((geometry.width + 2 - parity % 2) // 2)
+        blocks = -(-cells * macros.lanes // macros.block) * macros.deformable_groups
+        parts = -(-geometry.deformable_channels // macros.summed_channels)
+        return self._replace(grid=(blocks, parts, images))
+
 
 @functools.lru_cache(maxsize=256)
 def order_launch(
     geometry: Geometry,
+    index: np.dtype[Any],
     dtype: np.dtype[Any],
     rectangle: tuple[int, int, int, int],
     images: int,
@@ -67,9 +78,9 @@ def order_launch(
     offset_strides: tuple[int, ...],
 ) -> Launch:
     """Prepare the kernel that counts sampling points."""
-    macros = order_macros(geometry, dtype, offset_dtype)
+    macros = order_macros(geometry, dtype, offset_dtype, index)
     settings = launch_geometry(
-        geometry, dtype.itemsize, np.dtype(np.int32), rectangle=rectangle, offset=offset_strides
+        geometry, dtype.itemsize, index, rectangle=rectangle, offset=offset_strides
     )
     return Launch(macros, _grid(macros, rectangle, images), macros.block, settings)
 

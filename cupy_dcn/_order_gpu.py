@@ -11,12 +11,14 @@ the order pays where
   three quarters of four additions and four reads a channel are saved;
 - no group cuts through a deformable group, and indices have 32 bits;
 - the counts of an image's cells fit into a quarter of the workspace (_cut_gpu.py).
+
+A deterministic backward always orders them, to sum each cell's in the order of their numbers.
 """
 
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,7 +32,7 @@ from ._workspace import Workspace
 
 LEAST_CHANNELS = 16
 THREADS = 256  # of start_cells and order_samples, in sample_order.cu
-CELLS = 4 * THREADS  # of a block of start_cells
+CELLS = 4 * THREADS  # of a block of start_cells, STRETCH in order.cuh
 
 
 def reduces_vectors(cupy: ModuleType) -> bool:
@@ -58,32 +60,45 @@ def pays(geometry: Geometry, dtype: np.dtype[Any], vectors: bool) -> bool:
     )
 
 
+class Order(NamedTuple):
+    """The order of sampling points."""
+
+    starts: Array  # where each cell's begin, and what else a Span of order.cuh reads
+    samples: Array  # the numbers of the points
+
+
 def sample_order(
     cut: Cut, offset: Array, tile: Tile, dtype: np.dtype[Any], workspace: Workspace
-) -> Array:
+) -> Order:
     """Return the numbers of a tile's sampling points, those of one cell side by side.
 
-    ``offset`` is the tile's. The number is ((image * DG + group) * K + tap) * pixels + pixel.
+    ``offset`` is the tile's. The number is ((image * DG + group) * K + tap) * pixels + pixel. In
+    a deterministic backward those of one cell are in the order of their numbers.
     """
     geometry, cupy = cut.geometry, cupy_of(offset)
     planes = tile.image_count * geometry.deformable_groups
     points, cells = planes * geometry.taps * tile.image_pixels, planes * copy_cells(geometry)
-    order = workspace.empty(points, np.int32)
+    found = workspace.empty(points, np.int32)
+    counts = workspace.zeros(cells + 1 + -(-cells // CELLS), np.int32)
     rows, columns = tile.rows, tile.columns
     rectangle = (
         rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start
     )  # fmt: skip
     launch = order_launch(
-        geometry, dtype, rectangle, tile.image_count, offset.dtype, element_strides(offset)
-    )
+        geometry, cut.index, dtype, rectangle, tile.image_count, offset.dtype,
+        element_strides(offset),
+    )  # fmt: skip
+
+    def run(name: str, size: int, each: int, *arguments: Any) -> None:
+        blocks = -(-size // each)
+        kernel(cupy, name, launch.macros)((blocks,), (THREADS,), (np.int32(size), *arguments))
+
     with workspace.scope():
-        counts = workspace.zeros(cells + 1, np.int32)
         places = workspace.empty((points, 2), np.int32)
+        order = workspace.empty(points, np.int32) if cut.deterministic else found
         launch.run(cupy, "count_samples", (offset, counts, places))
-        for name, size, each, arrays in (
-            ("start_cells", cells, CELLS, (counts,)),
-            ("order_samples", points, THREADS, (counts, places, order)),
-        ):
-            run = kernel(cupy, name, launch.macros)
-            run((-(-size // each),), (THREADS,), (np.int32(size), *arrays))
-    return order
+        run("start_cells", cells, CELLS, counts)
+        run("order_samples", points, THREADS, counts, places, order)
+        if cut.deterministic:
+            run("rank_samples", points, THREADS, np.int32(cells), counts, places, order, found)
+    return Order(counts, found)

@@ -19,15 +19,6 @@ AXES = {
 }
 
 
-def check_flag(name: str, value: object) -> None:
-    """Demand True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(
-            f"{name} must be True or False, got {came(value)};"
-            " a plan takes the mask, and grad_output, when it is called"
-        )
-
-
 def check_weight(
     weight: object, bias: object, planned: Array, planned_bias: Array | None
 ) -> tuple[Array, Array | None]:

@@ -49,6 +49,7 @@ def prepare(
     workspace_bytes: int | None,
     backward: Sequence[bool],
     wanted: Collection[str] = GRADIENTS,
+    deterministic: bool = False,
 ) -> list[Prepared]:
     """Prepare for calls of each direction; they share the memory, so one at a time may run.
 
@@ -57,7 +58,7 @@ def prepare(
     twin = twin_of(weight)
     dtype = twin.columns_dtype(weight.dtype)
     cuts = [
-        twin.make_cut(geometry, len(weight), dtype, workspace_bytes, each, wanted)
+        twin.make_cut(geometry, len(weight), dtype, workspace_bytes, each, wanted, deterministic)
         for each in backward
     ]
     matrix = twin.weight_matrix(weight, geometry, dtype)

@@ -1,8 +1,9 @@
 """The backward of sampling, chunk by chunk (GPU): from grad_columns to every gradient behind them.
 
 grad_x is summed by atomic additions in the channels-last layout of the image's copy, and written
-to NCHW once for all chunks of an image. The columns for the weight's gradient are sampled again
-rather than kept: they take the place of grad_columns.
+to NCHW once for all chunks of an image; where its bits are to be the same every time, without
+atomics, of which the other gradients need none. The columns for the weight's gradient are sampled
+again rather than kept: they take the place of grad_columns.
 """
 
 from __future__ import annotations

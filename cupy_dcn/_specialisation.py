@@ -68,6 +68,11 @@ class SamplingMacros(Macros):
         return 8 if self.data == "double" else 4
 
     @property
+    def summed_channels(self) -> int:
+        """How many channels a cell's threads sum at once, as in deform_col2im_ordered.cu."""
+        return self.lanes * 64 // self.sum_bytes
+
+    @property
     def whole(self) -> bool:
         """Whether the points of all taps are worked on at once."""
         taps = self.kernel_height * self.kernel_width
@@ -192,12 +197,14 @@ def depthwise_macros(
     return None
 
 
-def order_macros(geometry: Geometry, dtype: np.dtype[Any], offset: np.dtype[Any]) -> SamplingMacros:
+def order_macros(
+    geometry: Geometry, dtype: np.dtype[Any], offset: np.dtype[Any], index: np.dtype[Any]
+) -> SamplingMacros:
     """Specialise the kernels of sample_order.cu: threads alone at a pixel."""
     data, kind = type_name(compute_dtype(dtype)), type_name(offset)
     groups, size = geometry.deformable_groups, (geometry.kernel_height, geometry.kernel_width)
     return SamplingMacros(
-        data, "int32", groups, kind, data, 0, 1, groups, *size, 1, 1, 128, *size
+        data, index.name, groups, kind, data, 0, 1, groups, *size, 1, 1, 128, *size
     )  # fmt: skip
 
 

@@ -29,9 +29,9 @@ from ._specialisation import (
 
 FORWARD: tuple[str, ...] = ("to_channels_last", "deform_im2col")
 BACKWARD = ("deform_backward", "from_channels_last")
-SORTED = (
-    "count_samples", "start_cells", "order_samples", "deform_backward_sorted", "from_channels_last",
-)  # fmt: skip
+ORDERING = ("count_samples", "start_cells", "order_samples")
+SORTED = (*ORDERING, "deform_backward_sorted", "from_channels_last")
+DETERMINISTIC = (*ORDERING, "rank_samples", "deform_col2im_ordered", *BACKWARD)
 DIRECT_FORWARD = ("to_channels_last", "deform_direct")
 DIRECT_BACKWARD = ("deform_depthwise_backward", "from_channels_last")
 INDEX = np.dtype(np.int32)  # wider where an array has 2^31 elements or more
@@ -94,8 +94,9 @@ def warmup(
     dilation without a compilation, and in output channels unless a group has few channels, in and
     out: then the forward is a kernel of its own. An exception are arrays of 2^31 elements or
     more, whose kernels have wider indices; they are compiled at their first call. So are the
-    kernels of a backward that is asked for some of the gradients alone (``needs``), and those of
-    `deform_col2im` and `deform_coord_grad`: the one compiled here works out all gradients.
+    kernels of a backward that is asked for some of the gradients alone (``needs``) or to be
+    deterministic, and those of `deform_col2im` and `deform_coord_grad`: the one compiled here works
+    out all gradients.
 
     Examples
     --------
@@ -171,18 +172,20 @@ def layer_kernels(
     backward: object,
     sorts: bool = False,
     direct: int = 0,
+    deterministic: bool = False,
 ) -> list[tuple[str, Macros]]:
     """Return the names and macros of the kernels of a forward, and of a backward if asked for.
 
     ``direct``: C_out/G without columns, else 0; ``sorts``: of a backward that orders its sampling
-    points.
+    points; ``deterministic``: of one that sums in a fixed order.
     """
     sampled = geometry, x, offset, mask, index
     transposing = transpose_macros(geometry, x, index)
-    wants = Wants(True, True, mask is not None, True)
+    wants = Wants(not deterministic, True, mask is not None, True)
     macros = {
         "deform_im2col": sampling_macros(*sampled),
         "deform_direct": sampling_macros(*sampled, outputs=direct),
+        "deform_col2im_ordered": sampling_macros(*sampled),
         "deform_backward": sampling_macros(*sampled, wants),
         "deform_backward_sorted": sampling_macros(*sampled, wants),
         "deform_depthwise_backward": depthwise_macros(*sampled, wants),
@@ -191,8 +194,12 @@ def layer_kernels(
     }
     names = DIRECT_FORWARD if direct else FORWARD
     if backward:
-        names += DIRECT_BACKWARD if direct else SORTED if sorts else BACKWARD
-    return [(name, macros.get(name) or order_macros(geometry, x, offset)) for name in names]
+        names += (
+            DETERMINISTIC if deterministic else DIRECT_BACKWARD if direct
+            else SORTED if sorts else BACKWARD
+        )  # fmt: skip
+    ordering = order_macros(geometry, x, offset, index)
+    return [(name, macros.get(name) or ordering) for name in names]
 
 
 def load(cupy: ModuleType, wanted: Iterable[tuple[str, Macros]]) -> None:

@@ -22,6 +22,7 @@ from ._arguments import (
     validate,
 )
 from ._arrays import Array, compute_dtype
+from ._attributes import check_flag
 from ._cut import Tile
 from ._prepared import Gradients, Prepared, empty_gradients, empty_output, prepare
 from ._twins import twin_of
@@ -175,6 +176,7 @@ def deform_conv2d_backward(
     *,
     needs: Iterable[str] = GRADIENTS,
     workspace_bytes: int | None = None,
+    deterministic: bool = False,
 ) -> Gradients:
     """Return the gradients of `deform_conv2d` by x, offset, weight, bias and mask.
 
@@ -203,6 +205,11 @@ def deform_conv2d_backward(
         one more copy a thread, and 4 MiB at most to add to it. On a GPU an image's copy (unless
         only the gradient of x is asked for) and the sums of its gradient (if it is), in float32 for
         the half types, come on top where they take more than half of it.
+    deterministic : bool
+        Whether the same call is to give the same bits every time. Without it the gradient of x is
+        summed on a GPU in no fixed order, so its last bits may differ from call to call. On NumPy
+        arrays it is always so, on the same number of threads. On a GPU it counts 4 bytes a pixel
+        of an image and deformable group besides its copy.
 
     Returns
     -------
@@ -220,9 +227,16 @@ def deform_conv2d_backward(
     At whole-numbered locations the coordinate gradients are right-hand derivatives. Outside the
     open box (-1, H) x (-1, W), on its border and for NaN or infinite offsets, all gradients of a
     sample are 0. Where grad_output or weight is infinite, a gradient that the formulas make
-    infinite may be NaN: it is computed from four dot products, one a corner. On NumPy arrays the
-    same call on the same number of threads gives the same bits every time; on a GPU the gradient
-    of x is summed in no fixed order, so its last bits may differ from call to call.
+    infinite may be NaN: it is computed from four dot products, one a corner.
+
+    Bits can only be the same where everything else is: arrays, ``needs`` and ``workspace_bytes``,
+    versions, the device, and on NumPy arrays the number of threads: another one cuts the work
+    elsewhere, so that sums and products round differently, but for the gradient of the bias. On a
+    GPU a deterministic call orders the sampling points by the pixel they start from and by their
+    number, and adds without atomics; where a million of them meet at one pixel, that alone takes
+    some tenths of a second. Products are cuBLAS's, which is deterministic while a handle is used on
+    one stream: where several are at work, set ``CUBLAS_WORKSPACE_CONFIG=:4096:8`` or ``:16:8`` in
+    the environment, as NVIDIA advises.
 
     Examples
     --------
@@ -244,9 +258,16 @@ def deform_conv2d_backward(
     )  # fmt: skip
     grad_output = check_grad_output(grad_output, call)
     wanted = check_needs(needs)
+    check_flag("deterministic", deterministic)
     with twin_of(call.x).on_device(call.x):
         (prepared,) = prepare(
-            call.geometry, call.weight, call.bias, call.workspace_bytes, (True,), wanted
+            call.geometry,
+            call.weight,
+            call.bias,
+            call.workspace_bytes,
+            (True,),
+            wanted,
+            deterministic,
         )
         grads = empty_gradients(call, wanted)
         backward(prepared, call, grad_output, grads)

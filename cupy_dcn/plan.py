@@ -24,9 +24,9 @@ from ._arguments import (
     require_dtype,
 )
 from ._arrays import Array, library_of, require_array, require_one_library
+from ._attributes import check_flag
 from ._plan_arguments import (
     AXES,
-    check_flag,
     check_gradients,
     check_planned,
     check_weight,
@@ -72,6 +72,8 @@ class Plan:
     backward : bool
         Whether to prepare for `backward`, too; its temporary memory is the larger one, and both
         use the same.
+    deterministic : bool
+        Whether `backward` is to give the same bits every time, as in `deform_conv2d_backward`.
     workspace_bytes : int, optional
         Bound of the temporary memory held, as in `deform_conv2d`.
 
@@ -130,6 +132,7 @@ class Plan:
         offset_dtype: npt.DTypeLike | None = None,
         mask_dtype: npt.DTypeLike | None = None,
         backward: bool = False,
+        deterministic: bool = False,
         workspace_bytes: int | None = None,
     ) -> None:
         require_one_library({"weight": weight, "bias": bias})
@@ -142,6 +145,7 @@ class Plan:
         self._bias = None if bias is None else check_bias(bias, self._weight)
         check_flag("masked", masked)
         check_flag("backward", backward)
+        check_flag("deterministic", deterministic)
         self._offset_dtype = self._beside("offset_dtype", offset_dtype)
         self._mask_dtype = self._beside("mask_dtype", mask_dtype) if masked else None
         self._workspace_bytes = check_workspace(workspace_bytes)
@@ -152,8 +156,9 @@ class Plan:
             shift = None if self._bias is None else self._bias.copy()
             directions = (False, True) if backward else (False,)
             self._forward, *others = prepare(
-                self._geometry, self._weight, shift, self._workspace_bytes, directions
-            )
+                self._geometry, self._weight, shift, self._workspace_bytes, directions,
+                deterministic=deterministic,
+            )  # fmt: skip
             self._backward = others[0] if others else None
             for prepared in (self._forward, *others):
                 self._twin.load_kernels(

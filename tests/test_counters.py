@@ -204,10 +204,11 @@ def test_nothing_is_timed_of_a_wrong_result(tools, monkeypatch):
 def test_results_say_what_is_a_model(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "BATCHES", (1, plots.IMAGES))
     rows = [row for dtype in gpu.DTYPES for row in gpu.modelled((TINY, dtype))]
-    calls = counters.count(TINY, "float32")
+    calls = counters.count(TINY, "float32", deterministic=True)
     counted = results.Counted(COUNTED["S1"], "float32", calls, {})
     text = results.text([counted], rows, None, "no driver")
     assert "**A model, not a measurement**" in text
+    assert [text.count(f"float32 | {each} |") for each in calls] == [3, 3, 1]
     assert "No GPU time was measured: no driver." in text
     for row in rows:
         for device, (cold, warm) in row.times.items():

@@ -492,6 +492,23 @@ def test_old_values_of_atomics():
         assert sorted(got[263 + k :: 3]) == list(range(0, got[260 + k], 2))
 
 
+def test_a_schedule_is_another_order_of_blocks_and_atomics():
+    source = """extern "C" __global__ void k(const int* x, int* y, float* z) {
+      int i = blockIdx.x * 32 + threadIdx.x, turn = atomicAdd(y, 1);
+      y[1 + turn] = x[i]; atomicAdd(z, 1.f / x[i]); }"""
+    x, code, found = np.arange(1, 97, dtype="i4"), module(source), []
+    for schedule in (None, None, 1, 1, 2):
+        device = Device()
+        places = device.put(x), device.put(np.zeros(97, "i4")), device.put(np.zeros(1, "f4"))
+        launch(code, *places, device=device, grid=3, schedule=schedule)
+        found.append((device.get(places[1], "i4", 97).tolist(), device.get(places[2], "f4", 1)[0]))
+    assert all(order[0] == 96 and sorted(order[1:]) == x.tolist() for order, _ in found)
+    assert found[0][0][1:] == x.tolist()
+    assert found[0] == found[1]
+    assert found[2] == found[3]
+    assert len({tuple(order) for order, _ in found}) == len({total for _, total in found}) == 3
+
+
 @pytest.mark.parametrize("arch", ["sm_90", "sm_100"])
 def test_half_atomics(arch):
     source = """extern "C" __global__ void k(__half2* a, __nv_bfloat162* b, __half* c,

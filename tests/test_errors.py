@@ -38,7 +38,7 @@ SHAPES = {
 ATTRIBUTES = {
     "stride": (2, 1), "padding": (1, 0), "dilation": 1, "deformable_groups": 3, "groups": 2,
     "kernel_size": (3, 2), "image_size": (7, 8), "needs": ("x", "weight"), "workspace_bytes": None,
-    "name": None,
+    "name": None, "deterministic": False,
 }  # fmt: skip
 CONVOLUTIONS = ("deform_conv2d", "deform_conv2d_backward")
 STAGES = ("deform_im2col", "deform_col2im", "deform_coord_grad")
@@ -86,6 +86,11 @@ def wrong(
     functions = tuple(function for function in only if takes(function) >= set(changes))
     assert functions, f"no function takes all of {sorted(changes)}"
     return Case(label, error, parts, changes, dtype, functions, libraries)
+
+
+def repeated(shape):
+    """An array of one number, however large."""
+    return np.ndarray(shape, np.float32, np.zeros(1, np.float32), strides=(0,) * len(shape))
 
 
 class Kept(NamedTuple):
@@ -533,6 +538,19 @@ RESULTS = [
         # Values are the outputs or their gradients; the stages have none.
         for functions, out in ((CONVOLUTIONS, 4), (STAGES, 0))
     ),
+    *(
+        wrong(f"deterministic = {came}", TypeError, f"deterministic must be True or False, got"
+              f" {came}; it asks for the same bits every time", deterministic=value)
+        for came, value in {
+            "None": None, "1": 1, "'yes'": "yes", f"an array of shape {X}, dtype float32": array(X),
+        }.items()
+    ),
+    wrong("more cells than 32 bits count", ValueError, "deterministic=True numbers an image's"
+          " 2160306009 cells, deformable_groups * (H + 3) * (W + 1), expected at most 2147483647;",
+          only=("deform_col2im",), libraries=ON_GPU, deterministic=True, image_size=(30000, 24000),
+          grad_columns=repeated((2, 2, 15000 * 23999, 6, 3)),
+          offset=repeated((2, 36, 15000, 23999)),
+          mask=repeated((2, 18, 15000, 23999))),
 ]  # fmt: skip
 
 LAYOUT = [

@@ -723,6 +723,7 @@ def test_wide_indices_come_from_the_plan(cupy, own_kernels, monkeypatch):
     assert {macros.index for name, macros in _kernels.compiled() if name not in WHOLE} == {"int64"}
     others = {"count_samples", "start_cells", "order_samples", "deform_backward_sorted"}
     others |= {"deform_direct", "deform_depthwise_backward"}
+    others |= {"rank_samples", "deform_col2im_ordered"}
     assert {name for name, _ in _kernels.compiled()} == set(_kernels.FILES) - others
 
 
@@ -1615,6 +1616,50 @@ FAULTS = [Fault(*row) for row in (
      "if (sample <= samples) {"),
     ("sample_order.cu", "points of a cell in one place", "starts[place.cell] + place.rank",
      "starts[place.cell]"),
+    ("sample_order.cu", "stretches that end where they start",
+     "counts[cells + 1 + blockIdx.x] = start + before;",
+     "counts[cells + 1 + blockIdx.x] = start;"),
+    ("sample_order.cu", "a point before itself", "order[other] < sample", "order[other] <= sample"),
+    ("sample_order.cu", "ranks left unused", "ranked[place] = sample;", "ranked[at] = sample;"),
+
+    ("order.cuh", "one end for all stretches", "cells + 1 + cell / STRETCH", "cells + 1"),
+    ("order.cuh", "stretches as they are numbered", "cell % STRETCH == STRETCH - 1 || ", ""),
+    ("order.cuh", "points of one image", "Tile(images / DEFORMABLE_GROUPS,", "Tile(0,"),
+    ("order.cuh", "one deformable group", "images % DEFORMABLE_GROUPS)", "0)"),
+    ("order.cuh", "one tap", "int(plane % TAPS)", "0"),
+    ("order.cuh", "planes of images", ", int(plane)}", ", int(images)}"),
+    ("order.cuh", "rows of columns", "pixel / unsigned(geometry.columns)",
+     "pixel / unsigned(geometry.rows)"),
+    ("order.cuh", "taps in one row", "tap / KERNEL_WIDTH, tap % KERNEL_WIDTH",
+     "0, tap % KERNEL_WIDTH"),
+    ("order.cuh", "channels where there are planes", "tap * tap_stride(geometry)",
+     "tap * GROUP_CHANNELS"),
+
+    ("deform_col2im_ordered.cu", "every other row", "number / across * 2 + odd / 2",
+     "number / across * 2"),
+    ("deform_col2im_ordered.cu", "a cell too few in a row", "(pitch + 1 - odd % 2) / 2",
+     "pitch / 2"),
+    ("deform_col2im_ordered.cu", "rows beyond the last", "if (row >= rows) {", "if (false) {"),
+    ("deform_col2im_ordered.cu", "cells of one image", "plane * cells + row * pitch",
+     "row * pitch"),
+    ("deform_col2im_ordered.cu", "each lane at the same point", "order[first + lane]",
+     "order[first]"),
+    ("deform_col2im_ordered.cu", "points of the next cell", "min(LANES, span.last - first)",
+     "LANES"),
+    ("deform_col2im_ordered.cu", "a factor left out",
+     "weights.at[k] *= MASKED ? other_part(factor) : compute_t(1);", ""),
+    ("deform_col2im_ordered.cu", "the first channels alone", "blockIdx.y * HELD", "0"),
+    ("deform_col2im_ordered.cu", "every lane at the first channels",
+     "UNCUT ? lane * VECTOR : 0", "0"),
+    ("deform_col2im_ordered.cu", "rights to the left", " + k % 2 * COPY_CHANNELS;", ";"),
+    ("deform_col2im_ordered.cu", "the border's two sides at once",
+     "(k % 2 ? column < geometry.width : column > 0)", "true"),
+    ("deform_col2im_ordered.cu", "sums in each other's place", "total.at[j] += sums[i][k][j]",
+     "total.at[j] = sums[i][k][j]"),
+    ("deform_col2im_ordered.cu", "no barrier before the walk",
+     "        __syncwarp(members);\n        const int here", "        const int here"),
+    ("deform_col2im_ordered.cu", "no barrier behind the walk",
+     "        __syncwarp(members);\n    }\n", "    }\n"),
 
     ("deform_backward_sorted.cu", "sums dropped at a new cell",
      "            if (current >= 0) {\n                held.add(",
@@ -1640,8 +1685,6 @@ FAULTS = [Fault(*row) for row in (
      "threadIdx.x / LANES * (RUN - 1)"),
     ("deform_backward_sorted.cu", "points past the end", "min(POINTS, samples - first)",
      "POINTS"),
-    ("deform_backward_sorted.cu", "one deformable group", "images % DEFORMABLE_GROUPS)",
-     "0)"),
     ("deform_backward_sorted.cu", "planes of masks for offsets", "2 * at + pixels[slot]",
      "at + pixels[slot]"),
     ("deform_backward_sorted.cu", "no barrier before the gradients",
@@ -1750,13 +1793,15 @@ class Trial(NamedTuple):
     wide: bool
     sorts: bool
     direct: bool
+    deterministic: bool
     changes: dict
 
 
 def trial(
-    case, dtype=np.float32, capability="90", wide=False, sorts=False, direct=False, **changes
-):
-    return Trial(case, dtype, capability, wide, sorts, direct, changes)
+    case, dtype=np.float32, capability="90", wide=False, sorts=False, direct=False,
+    deterministic=False, **changes
+):  # fmt: skip
+    return Trial(case, dtype, capability, wide, sorts, direct, deterministic, changes)
 
 
 def infinite_mask(case):
@@ -1858,6 +1903,18 @@ TRIALS = [  # those that notice the most come first
     trial(SHARED_BROKEN, mask=infinite_mask(SHARED_BROKEN), sorts=True),
     trial(Case(1, 8, (36, 30), 1, (1, 1), spread=4.0), sorts=True),
     trial(Case(1, 16, (4, 5), 1, (2, 2)), np.float64, sorts=True),
+    # Ordered in cells, too: channels in two parts, threads alone, groups that cut, wide indices.
+    trial(
+        Case(2, 136, (4, 6), 2, (2, 2), deformable_groups=2, padding=(1, 0, 1, 0)),
+        deterministic=True,
+    ),
+    trial(EDGES, offset=edges(EDGES), deterministic=True),
+    trial(SHARED_BROKEN, mask=infinite_mask(SHARED_BROKEN), deterministic=True),
+    trial(Case(1, 8, (36, 31), 1, (1, 1), spread=4.0), deterministic=True),
+    trial(
+        Case(2, 12, (3, 4), 3, (2, 2), deformable_groups=2, groups=3), np.float64, wide=True,
+        deterministic=True,
+    ),
 ]  # fmt: skip
 
 
@@ -1906,7 +1963,7 @@ def reference_output(number):
 
 def problem_of(number, monkeypatch):
     """Run a trial; return what was wrong, None for nothing."""
-    case, dtype, capability, wide, sorts, direct, changes = TRIALS[number]
+    case, dtype, capability, wide, sorts, direct, deterministic, changes = TRIALS[number]
     columns, gradients = reference(number)
     half = np.dtype(dtype).itemsize == 2
     with monkeypatch.context() as patch, configure(compute_capability=capability):
@@ -1936,15 +1993,23 @@ def problem_of(number, monkeypatch):
             if not np.array_equal(on_host(given).view(np.uint8), columns.view(np.uint8)):
                 return "written columns that were to be read"
             # In chunks, too: several rows of one image each.
-            for budget in (None, 24 * least_workspace(inputs.backward)):
+            backward = functools.partial(inputs.backward, deterministic=deterministic)
+            for budget in (None, 24 * least_workspace(backward)):
                 # And in as few blocks as there can be, that walk down the image.
                 patch.setattr(_cut_gpu, "MOST_SUMS", _cut_gpu.MOST_SUMS if budget is None else 1)
                 for needs in NEEDS:
-                    found = inputs.backward(workspace_bytes=budget, needs=needs)
+                    found = backward(workspace_bytes=budget, needs=needs)
                     for name, one, other in zip(GRADIENTS, found, gradients, strict=True):
                         due = name in needs and other is not None
                         if due and not agree(on_host(one), other, NOISE[dtype]):
                             return f"wrong gradient of {name} among {', '.join(needs)}"
+            if deterministic:
+                found = on_host(backward(needs=("x",)).x)
+                for schedule in (2, 3):  # which turn round two blocks, too
+                    with configure(schedule=schedule):
+                        again = on_host(backward(needs=("x",)).x)
+                    if not np.array_equal(again, found, equal_nan=True):
+                        return "other bits in another order"
         except Crime as crime:
             return f"{type(crime).__name__}: {crime.what}"
     return None
@@ -1984,8 +2049,9 @@ def test_planted_faults_are_caught(cupy, own_kernels, monkeypatch, fault):
     numbers = range(len(TRIALS))
     if fault.file == "numeric.cuh":  # the other dtypes come last
         numbers = reversed(numbers)
-    if fault.file in ("deform_backward_sorted.cu", "sample_order.cu"):
-        numbers = [number for number in numbers if TRIALS[number].sorts]
+    if fault.file in ORDERING:
+        kinds = ORDERING[fault.file]
+        numbers = [n for kind in kinds for n in numbers if getattr(TRIALS[n], kind)]
     if fault.file == "deform_direct.cu":
         numbers = [number for number in numbers if TRIALS[number].direct]
     if fault.file == "deform_depthwise_backward.cu":
@@ -1997,6 +2063,12 @@ def test_planted_faults_are_caught(cupy, own_kernels, monkeypatch, fault):
 
 
 CAUGHT = {}
+ORDERING = {  # and which trials run what is in a file
+    "deform_backward_sorted.cu": ("sorts",),
+    "deform_col2im_ordered.cu": ("deterministic",),
+    "order.cuh": ("deterministic", "sorts"),
+    "sample_order.cu": ("sorts", "deterministic"),
+}
 
 
 def _text_of(file):

@@ -119,7 +119,7 @@ def test_the_points_of_a_cell_follow_one_another(device):
     found = _order_gpu.sample_order(
         cut, device.asarray(offset), tile, np.dtype(np.float32), workspace
     )
-    order = device.asnumpy(found)
+    order = device.asnumpy(found.samples)
     assert sorted(order) == list(range(images * groups * taps * size[0] * size[1]))
     pixel, plane = order % (size[0] * size[1]), order // (size[0] * size[1])
     tap, image, group = plane % taps, plane // taps // groups, plane // taps % groups

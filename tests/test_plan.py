@@ -347,6 +347,7 @@ WRONG_PLANS = [
     ({"weight": [1.0]}, TypeError, "weight must be a NumPy or CuPy array (C_out, C_in/groups, KH"),
     ({"masked": 1}, TypeError, "masked must be True or False, got 1; a plan takes the mask"),
     ({"backward": None}, TypeError, "backward must be True or False, got None; a plan takes"),
+    ({"deterministic": 1}, TypeError, "deterministic must be True or False, got 1; it asks"),
     ({"offset_dtype": "float32"}, TypeError, "offset_dtype is float32, expected x's dtype float64"),
     ({"workspace_bytes": 10}, ValueError, "workspace_bytes is 10, expected at least"),
     ({"stride": 0}, ValueError, "stride must be at least 1, got 0"),

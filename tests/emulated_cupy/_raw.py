@@ -129,6 +129,7 @@ class RawKernel:
                     count=settings.count,
                     check=settings.check,
                     first_block=first,
+                    schedule=settings.schedule,
                 )
         on = device, pointer_of(stream)
         record(Launch(self.name, grid, block, shared_mem, *on, counters, self.code))

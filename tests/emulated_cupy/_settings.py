@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass
 class Settings:
-    """The machine; ``count`` and ``check`` go to the emulator's launches.
+    """The machine; ``count``, ``check`` and ``schedule`` go to the emulator's launches.
 
     Without ``execute`` kernels, products and memsets are refused and logged as ever but do nothing,
     and what they would have written may be read: a rehearsal of calls too large to be emulated.
@@ -30,6 +30,7 @@ class Settings:
     check: bool = True
     execute: bool = True
     last_blocks: int | None = None
+    schedule: int | None = None
 
 
 settings = Settings()

@@ -137,7 +137,8 @@ class Accesses:
         if not store.complete:
             self._demand_written(access, store, index, chosen)
         self.log.add(access, store, index, chosen)
-        old = atomics.apply(access, store, index, given, last)
+        turns = self.launch.schedule.turns(index.size)
+        old = atomics.apply(access, store, index, given, last, turns)
         if not access.returns:
             return None
         old = old if access.count > 1 else old[0]

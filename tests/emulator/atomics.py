@@ -1,4 +1,4 @@
-"""Atomic operations: as if the lanes came one after the other, in their order.
+"""Atomic operations: as if the lanes came one after the other, in their order or another.
 
 Where the old values are not wanted, NumPy's ``ufunc.at`` does just that. Where they are, lanes that
 share an address are taken in rounds, one lane to an address in each; for sums of integers, whose
@@ -23,14 +23,28 @@ UFUNCS = {"add": np.add, "min": np.minimum, "max": np.maximum}
 UFUNCS |= {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
 
 
-def apply(access: Access, store: Allocation, index: Any, values: tuple, third: Any) -> tuple:
-    """Change the store; return the old values if the access wants them."""
+def apply(
+    access: Access, store: Allocation, index: Any, values: tuple, third: Any, turns: Any = None
+) -> tuple:
+    """Change the store; return the old values if the access wants them.
+
+    ``turns`` says in which order the lanes come.
+    """
+    if turns is not None:
+        index, third = index[turns], _in_turn(third, turns)
+        old = apply(access, store, index, tuple(_in_turn(v, turns) for v in values), third)
+        places = np.argsort(turns)
+        return tuple(None if each is None else each[places] for each in old)
     view = store.view(access.code)
     old = []
     for at, value in enumerate(values):
         element = index if access.count == 1 else index * access.count + at
         old.append(_one(access, view, element, value, third))
     return tuple(old)
+
+
+def _in_turn(value: Any, turns: Any) -> Any:
+    return value[turns] if type(value) is np.ndarray else value
 
 
 def _one(access: Access, view: Any, index: Any, value: Any, third: Any) -> Any:

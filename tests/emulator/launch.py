@@ -23,6 +23,25 @@ SHARED_MOST = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 101:
 SHARED_MOST |= {110: 227, 120: 99, 121: 99}
 
 
+class Schedule:
+    """The order of a launch's blocks, and of lanes that update memory at once: a number's, or none.
+
+    Without a number both come as they are counted.
+    """
+
+    def __init__(self, number: int | None, blocks: int) -> None:
+        self._random = None if number is None else np.random.default_rng(number)
+        self.blocks = None if self._random is None else self._random.permutation(blocks)
+
+    def turns(self, lanes: int) -> Any:
+        """Return the order of some lanes, None for their own."""
+        return None if self._random is None else self._random.permutation(lanes)
+
+    def block(self, place: int) -> int:
+        """Return which block comes at a place."""
+        return place if self.blocks is None else int(self.blocks[place])
+
+
 class Launch:
     """A grid of blocks of a kernel."""
 
@@ -42,6 +61,7 @@ class Launch:
         check: bool,
         step_limit: int,
         first_block: int,
+        schedule: int | None,
     ) -> None:
         self.kernel = kernel
         self.grid = _three(grid)
@@ -55,6 +75,7 @@ class Launch:
         self.first_block = first_block
         self.threads = math.prod(self.block)
         self.blocks_in_grid = math.prod(self.grid)
+        self.schedule = Schedule(schedule, self.blocks_in_grid)
         self.shared_bytes = kernel.static_shared + shared_bytes
         self._refuse(shared_limit)
         self.parameter_store = self._parameter_store(arguments)
@@ -185,6 +206,9 @@ class Launch:
     def _block_index(self, batch: Batch, at: int) -> Any:
         x, y, _ = self.grid
         divisor, modulus = (1, x, x * y)[at], self.grid[at]
+        if self.schedule.blocks is not None:
+            numbers = self.schedule.blocks[batch.first_block : batch.first_block + batch.blocks]
+            return np.repeat((numbers // divisor % modulus).astype(np.uint32), self.threads)
         first = batch.first_block // divisor
         if (batch.first_block + batch.blocks - 1) // divisor == first:
             return np.uint32(first % modulus)

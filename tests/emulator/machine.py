@@ -255,7 +255,7 @@ class Batch(Accesses):
         """Name a thread of the batch."""
         block, within = divmod(thread, self.threads)
         x, y, _ = self.launch.grid
-        number = self.first_block + block
+        number = self.launch.schedule.block(self.first_block + block)
         where = number % x, number // x % y, number // x // y
         bx, by, _ = self.launch.block
         return f"block {where} thread {(within % bx, within // bx % by, within // bx // by)}"

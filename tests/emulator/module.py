@@ -46,13 +46,15 @@ class Module:
         check: bool = True,
         step_limit: int = STEP_LIMIT,
         first_block: int = 0,
+        schedule: int | None = None,
     ) -> Counters:
         """Run a kernel to its end.
 
         ``arguments`` are the bytes of each parameter. ``shared_limit`` is what the kernel opted in
         to, ``step_limit`` how many blocks of code a batch of threads may run. ``check`` looks for
         races; addresses, alignment and unwritten memory are always checked. Blocks before
-        ``first_block`` are left out: of a launch too large to be run, the end.
+        ``first_block`` are left out: of a launch too large to be run, the end. ``schedule`` numbers
+        an order of blocks and of atomics; by default they come as they are counted.
         """
         if name not in self.kernels:
             raise BadLaunch(f"no kernel {name}: there are {', '.join(self.kernels)}")
@@ -75,6 +77,7 @@ class Module:
             check=check,
             step_limit=step_limit,
             first_block=first_block,
+            schedule=schedule,
         ).run()
 
     def _symbols(self, memory: Memory) -> dict[str, int]:
