@@ -551,6 +551,12 @@ RESULTS = [
           grad_columns=repeated((2, 2, 15000 * 23999, 6, 3)),
           offset=repeated((2, 36, 15000, 23999)),
           mask=repeated((2, 18, 15000, 23999))),
+    wrong("more taps than 32 bits count", ValueError, "2*deformable_groups*KH*KW is 2147483648,"
+          " expected at most 2^31 - 1 = 2147483647 on a GPU, as cuBLAS and the kernels count in 32"
+          " bits here; take a smaller kernel, or cut the layer into several with fewer channels",
+          only=("deform_im2col",), libraries=ON_GPU, kernel_size=2**15, deformable_groups=1,
+          padding=(2**15 - 1, 0), x=repeated((2, 6, 1, 2**15)), stride=1,
+          offset=repeated((2, 2**31, 2**15, 1)), mask=repeated((2, 2**30, 2**15, 1))),
 ]  # fmt: skip
 
 LAYOUT = [
