@@ -23,6 +23,7 @@ from ._arrays import Array
 from ._corners_cpu import Corners
 from ._cut import Cut, Tile
 from ._geometry import Geometry
+from ._matmul_cpu import LONGEST_SUM
 from ._samples_cpu import Samples, all_finite
 from ._windows_cpu import Image, Window, is_planar
 from ._workspace import Workspace
@@ -103,8 +104,15 @@ def _add_row_dots(
 
 
 def _row_dots(a: Array, b: Array, out: Array) -> None:
-    """Write the dot product of each row of a with the same row of b."""
-    if a.shape[1] >= VECDOT_CHANNELS and hasattr(np, "vecdot"):
+    """Write the dot product of each row of a with the same row of b, long ones in parts."""
+    if a.shape[1] > LONGEST_SUM:
+        parts = range(0, a.shape[1], LONGEST_SUM)
+        total = np.zeros(len(a))
+        for part in (slice(first, first + LONGEST_SUM) for first in parts):
+            _row_dots(a[:, part], b[:, part], out)
+            total += out
+        np.copyto(out, total, casting="same_kind")
+    elif a.shape[1] >= VECDOT_CHANNELS and hasattr(np, "vecdot"):
         np.vecdot(a, b, out=out)
     else:
         np.einsum("sc,sc->s", a, b, out=out)

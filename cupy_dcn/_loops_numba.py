@@ -36,6 +36,7 @@ WEIGHT, VALUE, DOT = unsigned(3 * POINTS), unsigned(7 * POINTS), unsigned(11 * P
 LINE = unsigned(POINTS)
 GRAD = unsigned(15 * POINTS)
 TABLE, GRID = 16 * POINTS, 2 * POINTS
+LONGEST_SUM = unsigned(4096)  # see _matmul_cpu.py
 
 
 class Loop:
@@ -158,6 +159,21 @@ def _dots(values, corners, grad, to, count):
     return s00, s01, s10, s11
 
 
+@njit(nogil=True)
+def _long_dots(values, corners, grad, to, count):
+    """Do as ``_dots`` for many channels: in parts, added up in float64."""
+    a00, a01, a10, a11 = corners
+    t00, t01, t10, t11 = 0.0, 0.0, 0.0, 0.0
+    for part in range((count + LONGEST_SUM - unsigned(1)) // LONGEST_SUM):
+        first = unsigned(part) * LONGEST_SUM
+        there = a00 + first, a01 + first, a10 + first, a11 + first
+        many = min(LONGEST_SUM, count - first)
+        s00, s01, s10, s11 = _dots(values, there, grad, to + first, many)
+        t00, t01, t10, t11 = t00 + s00, t01 + s01, t10 + s10, t11 + s11
+    real = values.dtype.type
+    return real(t00), real(t01), real(t10), real(t11)
+
+
 @njit(nogil=True, fastmath=KEEPS_NAN)
 def _add(image, corners, weights, grad, to, count):
     """Add a point's gradient to its four corners, which never overlap.
@@ -264,7 +280,11 @@ def _pullback_rows(
                             if grad_offset.size or grad_mask.size:
                                 slopes = zero, zero, zero
                                 if held:
-                                    dots = _dots(values, corners, grad, to, many)
+                                    dots = (
+                                        _dots(values, corners, grad, to, many)
+                                        if many <= LONGEST_SUM
+                                        else _long_dots(values, corners, grad, to, many)
+                                    )
                                     slopes = _differentiate(dots, table, point)
                                 channel = g * taps + tap
                                 if grad_offset.size:

@@ -37,18 +37,27 @@ DEFAULT_ALGORITHM = -1
 # CuPy's own codes for what products are asked to be computed in: by CUPY_TF32 or set_compute_type.
 CUPY_PEDANTIC, CUPY_TF32 = 2, 7
 
+# cuBLAS may add up a product's terms one after the other in float32: of so many positive ones it is
+# off by 2e-6 of the sum, of 10^7 by 3e-5. Longer sums come in parts, added up in float64. A part
+# costs C_out*K*C_in numbers to write and read, beside LONGEST_SUM*(K*C_in + C_out) that it reads.
+LONGEST_SUM = 2**14
+
 # The factors of the product and of what the result holds, read by cuBLAS from the host's memory.
 FACTORS = {name: np.array([0, 1], name) for name in ("float32", "float64")}
 
 
 class Matrices(NamedTuple):
-    """One matrix an image and group: the distances of rows, images and groups in elements."""
+    """One matrix an image and group: the distances of rows, images and groups in elements.
+
+    ``first`` elements of the array come before the first matrix.
+    """
 
     array: Array
     row: int
     image: int
     group: int
     transposed: bool = False
+    first: int = 0
 
 
 def weight_matrix(
@@ -136,21 +145,52 @@ def add_grad_weight(
             planes = workspace.empty((channels, images, *part.shape[2:]), part.dtype)
             planes[...] = part.transpose(1, 0, 2, 3)
             grad = Matrices(planes, images * pixels, 0, 0)
-            sizes = depth, channels, images * pixels
-            _multiply(sizes, samples, grad, _shared(total.array), (1, 1), add=not total.empty)
-        total.empty = False
+            _add_product((depth, channels, images * pixels), samples, grad, workspace, total)
         return
     grad = _read_tile(grad_output, tile, geometry, workspace)
     for image in range(images):  # one after the other: they add to the same sums
-        _multiply(
+        _add_product(
             (depth, channels, pixels),
             samples._replace(array=columns[image]),
             grad._replace(array=grad.array[image]),
-            _shared(total.array),
-            (1, groups),
-            add=not total.empty,
+            workspace,
+            total,
         )
-        total.empty = False
+
+
+def _add_product(
+    sizes: tuple[int, int, int], samples: Matrices, grad: Matrices, workspace: Workspace, total: Sum
+) -> None:
+    """Add the product of each group, over one image's pixels, to (G, C_out/G, K*C_in/G)."""
+    depth, channels, pixels = sizes
+    sums = total.array
+    groups, step = len(sums), 1 if samples.transposed else samples.row  # from pixel to pixel
+    whole, rest = divmod(pixels, LONGEST_SUM)
+    if pixels <= LONGEST_SUM or sums.dtype == np.float64:
+        _multiply(sizes, samples, grad, _shared(sums), (1, groups), add=not total.empty)
+    else:
+        with workspace.scope():
+            parts = workspace.empty((whole + (rest > 0) + 1, *sums.shape), sums.dtype)
+            parts[-1] = 0 if total.empty else sums
+            shared = _shared(parts[0])._replace(array=parts, image=sums.size)
+            _multiply(
+                (depth, channels, LONGEST_SUM),
+                samples._replace(image=step * LONGEST_SUM),
+                grad._replace(image=LONGEST_SUM),
+                shared,
+                (whole, groups),
+            )
+            if rest:
+                done = whole * LONGEST_SUM
+                _multiply(
+                    (depth, channels, rest),
+                    samples._replace(first=step * done),
+                    grad._replace(first=done),
+                    shared._replace(first=whole * sums.size),
+                    (1, groups),
+                )
+            parts.sum(axis=0, dtype=np.float64, out=sums)
+    total.empty = False
 
 
 def _sums_cost_more(columns: Array, geometry: Geometry) -> bool:
@@ -168,8 +208,8 @@ def _sums_cost_more(columns: Array, geometry: Geometry) -> bool:
 
 
 def sum_planes(grad_output: Array, grad_bias: Array) -> None:
-    """Write the gradient of the bias (C_out,)."""
-    grad_output.sum(axis=(0, 2, 3), dtype=compute_dtype(grad_output.dtype), out=grad_bias)
+    """Write the gradient of the bias (C_out,): CuPy's threads add up thousands of numbers each."""
+    grad_output.sum(axis=(0, 2, 3), dtype=np.float64, out=grad_bias)
 
 
 def _columns(columns: Array, geometry: Geometry, transposed: bool = False) -> Matrices:
@@ -226,7 +266,8 @@ def _multiply(
 
         def operand(matrices: Matrices, step: int = step) -> tuple[int, int, int, int]:
             array = matrices.array
-            address = address_of(array) + step * getattr(matrices, outer) * array.itemsize
+            first = matrices.first + step * getattr(matrices, outer)
+            address = address_of(array) + first * array.itemsize
             return address, DATA_TYPES[array.dtype.name], matrices.row, getattr(matrices, inner)
 
         cublas.gemmStridedBatchedEx(
