@@ -99,7 +99,7 @@ class Samples:
             return everything
         found = np.array((-1, 0, -1, 0))
         kind = self.offset.values.dtype
-        limits = _limits(everything, self.geometry, kind)
+        limits = _limits(everything, self.geometry)
         loops.bounds(kind, self.dtype, *self.offset, self._numbers, (*limits, 0, 0, 0, 0), found)
         return Box(*found.tolist())
 
@@ -108,7 +108,7 @@ class Samples:
         kind = self.offset.values.dtype
         height, width = window.size
         of_window = (
-            *_limits(window.box, self.geometry, kind), window.top, window.box.left, width,
+            *_limits(window.box, self.geometry), window.top, window.box.left, width,
             height * width,
         )  # fmt: skip
         return (
@@ -122,15 +122,11 @@ def whole_box(geometry: Geometry) -> Box:
     return Box(-BORDER, geometry.height + 1, -BORDER, geometry.width + 1)
 
 
-def _limits(box: Box, geometry: Geometry, kind: np.dtype[Any]) -> tuple[float, ...]:
-    """Return the half-open range of locations, in y and in x, with floors in a box and inside.
-
-    Inside is the open box (-1, H) x (-1, W): its lowest number is the first above -1.
-    """
-    first = float(np.nextafter(kind.type(-1), kind.type(0)))
+def _limits(box: Box, geometry: Geometry) -> tuple[int, int, int, int]:
+    """Return the half-open range of rows and of columns that are in a box and inside."""
     return (
-        first if box.top < 0 else box.top, min(box.bottom, geometry.height),
-        first if box.left < 0 else box.left, min(box.right, geometry.width),
+        max(box.top, -1), min(box.bottom, geometry.height),
+        max(box.left, -1), min(box.right, geometry.width),
     )  # fmt: skip
 
 

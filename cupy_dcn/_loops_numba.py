@@ -108,14 +108,15 @@ def _locate(
     )  # fmt: skip
     top, left, width = real(window[4]), real(window[5]), real(window[6])
     for p in range(count):
-        py = (grid[p] + tap_y) + offset[by_y + p]
-        px = (grid[LINE + p] + tap_x) + offset[by_x + p]
-        held = (py >= low_y) & (py < high_y) & (px >= low_x) & (px < high_x)  # a NaN is not
-        row, column = np.floor(py), np.floor(px)
+        dy, dx = offset[by_y + p], offset[by_x + p]
+        floor_y, floor_x = np.floor(dy), np.floor(dx)  # whole numbers add up exactly
+        row, column = (grid[p] + tap_y) + floor_y, (grid[LINE + p] + tap_x) + floor_x
+        held = (row >= low_y) & (row < high_y) & (column >= low_x) & (column < high_x)  # no NaN
+        held &= ((row >= 0) | (dy > floor_y)) & ((column >= 0) | (dx > floor_x))  # above -1
         cell = (row - top) * width + (column - left)
         cells[at + p] = np.int32(cell) if held else 0
-        table[LOW_Y + at + p] = value(py - row) if held else value(0)
-        table[LOW_X + at + p] = value(px - column) if held else value(0)
+        table[LOW_Y + at + p] = value(dy - floor_y) if held else value(0)
+        table[LOW_X + at + p] = value(dx - floor_x) if held else value(0)
     if mask.size:
         for p in range(count):
             table[FACTOR + at + p] = mask[by_mask + p]
@@ -519,10 +520,10 @@ def _bounds(offset, strides, tile, window, box):
                 by_y = unsigned(n * strides[0] + 2 * channel * strides[1] + y * width)
                 by_x = by_y + unsigned(strides[1])
                 for x in range(unsigned(width)):
-                    py = base_y + offset[by_y + x]
-                    px = (base_x + real(stride_x) * real(np.int32(x))) + offset[by_x + x]
+                    py = base_y + np.floor(offset[by_y + x])
+                    px = base_x + real(stride_x) * real(np.int32(x)) + np.floor(offset[by_x + x])
                     held = (py >= low_y) & (py < high_y) & (px >= low_x) & (px < high_x)
-                    row, column = np.int32(np.floor(py)), np.int32(np.floor(px))
+                    row, column = np.int32(py), np.int32(px)
                     top = min(top, row if held else far)
                     bottom = max(bottom, row if held else -far)
                     left = min(left, column if held else far)

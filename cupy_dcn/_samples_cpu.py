@@ -1,9 +1,11 @@
 """Where a tile samples: locations, their cells and fractions, the masks (CPU).
 
-A location is clipped to [-2, H] x [-2, W]: then its four corners floor, floor + 1 always exist in
-a zero-bordered window (_windows_cpu.py), and outside the image they are zeros, whatever x holds
-at its edge. A NaN is clipped to -2 and so samples zeros too. Only -1 exactly needs a hand: its
-inner corner would be inside with weight 0, so it is moved to -2.
+The offset is split into floor and fraction, not the location: a fraction is as exact beside pixel
+4000 as beside pixel 0, and a cell is a sum of whole numbers. Cells are clipped to [-2, H] x
+[-2, W]: then their four corners always exist in a zero-bordered window (_windows_cpu.py), and
+outside the image they are zeros, whatever x holds at its edge. A NaN is clipped to -2 and so
+samples zeros too. Only -1 exactly needs a hand: its inner corner would be inside with weight 0, so
+it is moved to -2.
 
 Two memory orders. Several channels a deformable group: "rows", samples as (image, y, x, tap, g),
 a sampling point reading rows of C_in/DG channels. Few channels: "planes", samples as
@@ -103,19 +105,18 @@ def locate(
     location = workspace.cast(
         in_order(offset, geometry, tile, 2, planar), dtype if exact else np.float64
     )
-    with workspace.scope():
-        _add_grid(location, geometry, tile, planar, workspace)
-    lowest = [
-        _clip(axis, size, workspace)
-        for axis, size in zip(location, (geometry.height, geometry.width), strict=True)
-    ]
     cell = workspace.empty(location.shape, location.dtype)
     np.floor(location, out=cell)
-    location -= cell
-    fraction = location if exact else workspace.cast(location, dtype)
-    bounds = Box(
-        math.floor(lowest[0]), int(cell[0].max()) + 1, math.floor(lowest[1]), int(cell[1].max()) + 1
+    with np.errstate(invalid="ignore"):  # infinity less infinity, which _clip puts right
+        location -= cell
+    with workspace.scope():
+        _add_grid(cell, geometry, tile, planar, workspace)
+    (top, bottom), (left, right) = (
+        _clip(cell[axis], location[axis], size, workspace)
+        for axis, size in enumerate((geometry.height, geometry.width))
     )
+    fraction = location if exact else workspace.cast(location, dtype)
+    bounds = Box(top, bottom + 1, left, right + 1)
     ordered_mask, finite = None, True
     if mask is not None:
         ordered_mask = workspace.cast(in_order(mask, geometry, tile, 1, planar)[0], dtype)
@@ -127,10 +128,10 @@ def locate(
 
 
 def _add_grid(
-    location: Array, geometry: Geometry, tile: Tile, planar: bool, workspace: Workspace
+    cell: Array, geometry: Geometry, tile: Tile, planar: bool, workspace: Workspace
 ) -> None:
     """Add the undeformed positions y*stride - pad + i*dilation, and likewise along x."""
-    kind, groups = location.dtype, geometry.deformable_groups
+    kind, groups = cell.dtype, geometry.deformable_groups
     taps = np.arange(geometry.taps)
     tap_rows = (taps // geometry.kernel_width * geometry.dilation_y).astype(kind)
     tap_columns = (taps % geometry.kernel_width * geometry.dilation_x).astype(kind)
@@ -138,37 +139,41 @@ def _add_grid(
     columns = _positions(tile.columns, geometry.stride_x, geometry.pad_left, kind)
     if planar:
         grid = workspace.empty((geometry.taps, len(rows)), kind)
-        location[0] += np.add.outer(tap_rows, rows, out=grid)[:, None, :, None]
+        cell[0] += np.add.outer(tap_rows, rows, out=grid)[:, None, :, None]
         grid = workspace.empty((geometry.taps, len(columns)), kind)
-        location[1] += np.add.outer(tap_columns, columns, out=grid)[:, None, None, :]
+        cell[1] += np.add.outer(tap_columns, columns, out=grid)[:, None, None, :]
         return
     # Repeated along the row, so that the inner loops are long: 2 to 3 times faster.
     line = workspace.empty((len(columns), geometry.taps, groups), kind)
     line[...] = tap_rows[:, None]
     grid = workspace.empty((len(rows), *line.shape), kind)
-    location[0] += np.add.outer(rows, line, out=grid)
+    cell[0] += np.add.outer(rows, line, out=grid)
     line[...] = tap_columns[:, None]
     line += columns[:, None, None]
-    location[1] += line
+    cell[1] += line
 
 
 def _positions(part: slice, stride: int, pad: int, kind: np.dtype[Any]) -> Array:
     return (np.arange(part.start, part.stop) * stride - pad).astype(kind)
 
 
-def _clip(location: Array, size: int, workspace: Workspace) -> float:
-    """Clip locations to [-2, size], NaN and exactly -1 to -2 as well; return the lowest."""
-    np.clip(location, -BORDER, size, out=location)
-    lowest = float(location.min())
-    if math.isnan(lowest):
-        np.fmax(location, -BORDER, out=location)
-        lowest = -BORDER
-    if lowest <= -1:
+def _clip(cell: Array, fraction: Array, size: int, workspace: Workspace) -> tuple[int, int]:
+    """Clip cells to [-2, size], NaN and exactly -1 to -2 as well; return the least and the most."""
+    low, high = float(cell.min()), float(cell.max())
+    if not math.isfinite(low + high):
+        np.fmax(cell, -BORDER, out=cell)
+        np.copyto(fraction, 0, where=~np.isfinite(fraction))
+        low = min(float(cell.min()), -BORDER)
+        high = float(cell.max())
+    if low < -BORDER or high > size:
+        np.clip(cell, -BORDER, size, out=cell)
+    if low <= -1:
         with workspace.scope():
-            edge = np.equal(location, -1, out=workspace.empty(location.shape, bool))
+            edge = np.equal(cell, -1, out=workspace.empty(cell.shape, bool))
+            edge &= np.equal(fraction, 0, out=workspace.empty(cell.shape, bool))
             if edge.any():
-                location[edge] = lowest = -BORDER
-    return lowest
+                cell[edge] = low = -BORDER
+    return int(min(max(low, -BORDER), size)), int(max(min(high, size), -BORDER))
 
 
 def all_finite(array: Array, workspace: Workspace) -> bool:

@@ -63,8 +63,11 @@ def test_scipys_public_products_give_the_same(case, monkeypatch):
     expected = _oracle.backward_of_im2col(grad_columns, x, offset, *case.sampling, mask)
     monkeypatch.setattr(_sparse_cpu, "_routines", None)
     keywords = {**attributes, "mask": mask}
-    ours = dcn.deform_im2col(x, offset, case.kernel, **keywords, groups=case.groups)
-    assert_close(ours, columns, 1e-13)
+    sample = x, offset, case.kernel
+    for workspace in budgets(dcn.deform_im2col, *sample, **keywords, groups=case.groups):
+        settings = {**keywords, "workspace_bytes": workspace}
+        ours = dcn.deform_im2col(*sample, **settings, groups=case.groups)
+        assert_close(ours, columns, 1e-13)
     grad_x = dcn.deform_col2im(grad_columns, offset, case.size, case.kernel, **keywords)
     assert_close(grad_x, expected[0], 1e-13)
 
@@ -84,14 +87,33 @@ def test_coordinates_longer_than_float32_can_number(channels):
 
 
 @pytest.mark.parametrize("channels", [1, 8])
-def test_padding_farther_than_float32_can_number(channels):
+@pytest.mark.parametrize("far", [(2**25, 2**25), (2**25, 8), (8, 2**25)])
+def test_padding_farther_than_float32_can_number(channels, far):
     # Padding and dilation cancel for the tap in the middle; float32 loses the pixel between them.
-    far = 2**25
     x = np.random.default_rng(0).standard_normal((1, channels, 4, 4), np.float32)
     offset = np.zeros((1, 18, 4, 4), np.float32)
     columns = dcn.deform_im2col(x, offset, 3, padding=far, dilation=far)
     np.testing.assert_array_equal(columns[0, 0, :, 4].T.reshape(x[0].shape), x[0])
     assert not columns[0, 0, :, [0, 1, 2, 3, 5, 6, 7, 8]].any()
+
+
+@pytest.mark.parametrize("channels", [1, 8])
+@pytest.mark.parametrize("axis", [2, 3])
+def test_fractions_far_from_the_origin_are_exact(channels, axis):
+    # Beside pixel 4000 a location in float32 has 12 bits for its fraction: errors of 1e-4.
+    rng, length, around = np.random.default_rng(0), 4096, 16
+    x = rng.standard_normal((channels, length), np.float32)
+    shift = rng.normal(0, 3, length).astype(np.float32)
+    location = np.arange(length) + shift.astype(np.float64)
+    cell = np.floor(location).astype(int)
+    padded = np.pad(x.astype(np.float64), ((0, 0), (around, around)))
+    low, high = padded[:, cell + around], padded[:, cell + around + 1]
+    expected = low + (location - cell) * (high - low)
+    shape = (1, channels, 1, length) if axis == 3 else (1, channels, length, 1)
+    offset = np.zeros((1, 2, *shape[2:]), np.float32)
+    offset[0, axis - 2] = shift.reshape(shape[2:])
+    columns = dcn.deform_im2col(x.reshape(shape), offset, 1)
+    assert_close(columns[0, 0, :, 0].T, expected, 5e-7)
 
 
 @pytest.mark.parametrize(("new_axis", "pixels"), [(1, (2, 2)), (1, (1, 1)), (2, (1, 1))])
