@@ -7,13 +7,14 @@ threads says how many ours are: OMP_NUM_THREADS and the like mean what they alwa
 
 from __future__ import annotations
 
-import contextvars
 import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
+
+import numpy as np
 
 from ._blas import BlasLibrary, blas_libraries
 
@@ -73,9 +74,9 @@ def spread(
 
     A worker is what the work needs for itself, such as a workspace.
 
-    Each runs on a thread of its own, in the caller's context (``numpy.errstate``). Which items
-    make a part depends on the counts alone, never on timing, so sums over parts are the same bits
-    from run to run.
+    Each runs on a thread of its own, under the caller's ``numpy.errstate``. Which items make a part
+    depends on the counts alone, never on timing, so sums over parts are the same bits from run to
+    run.
     """
     count = max(min(len(workers), len(items)), 1)
     edges = [len(items) * part // count for part in range(count + 1)]
@@ -83,9 +84,11 @@ def spread(
     if count == 1:
         with _blas_held:
             return [work(parts[0], workers[0])]
+    # NumPy 1 keeps them by thread, NumPy 2 in the context.
+    errors = np.errstate(call=np.geterrcall(), **np.geterr())  # type: ignore[arg-type]
     with _blas_held, ThreadPoolExecutor(count - 1, "cupy_dcn") as pool:
         others = [
-            pool.submit(contextvars.copy_context().run, work, part, worker)
+            pool.submit(errors(work), part, worker)
             for part, worker in zip(parts[1:], workers[1:count], strict=True)
         ]
         return [work(parts[0], workers[0]), *(other.result() for other in others)]

@@ -122,7 +122,6 @@ def test_one_thread_where_no_blas_can_be_held(call, monkeypatch):
         np.testing.assert_allclose(alone, one, atol=5e-6 * np.abs(one).max())
 
 
-@pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="errstate is a thread's")
 def test_threads_heed_the_callers_errstate(call, monkeypatch):
     monkeypatch.setattr("cupy_dcn._cpu.thread_count", lambda: 2)
     arrays = {k: v.astype(np.float16) if hasattr(v, "astype") else v for k, v in call[1].items()}
