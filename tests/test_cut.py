@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cupy_dcn._cut import Parts
+from cupy_dcn._corners_cpu import index_dtype
+from cupy_dcn._cut import Parts, allocate_block
 from cupy_dcn._cut_cpu import SMALLEST_WINDOW, cut_tiles
 from cupy_dcn._geometry import Geometry
 from cupy_dcn._windows_cpu import Box, boxes, owning_boxes, window_size
@@ -76,6 +77,23 @@ def test_many_workers_leave_small_images_whole():
     large = geometry_of(1, 16, (600, 600))
     assert not cut_tiles(large, 16, 4, 2**26, 1, True).holds_whole
     assert cut_tiles(large, 16, 4, 2**26, 1, False).holds_whole
+
+
+def test_a_block_has_room_for_each_of_its_cuts():
+    cuts = [cut_tiles(geometry_of(2, 8, (20, 20)), 8, 4, 2**20, 2, each) for each in (False, True)]
+    for memory, cut in zip(allocate_block(cuts, np, 1000), cuts, strict=True):
+        own = [memory.shared.empty(cut.image_bytes, np.uint8)]
+        each = cut.worker_bytes + cut.weight_bytes + 1000
+        own += [workspace.empty(each, np.uint8) for workspace in memory.workspaces]
+        assert len(own) == cut.workers + 1
+        addresses = sorted((array.ctypes.data, array.nbytes) for array in own)
+        assert addresses[-1][0] + addresses[-1][1] - addresses[0][0] <= memory.nbytes
+        assert all(array.base is not None for array in own)  # parts of the block, none made apart
+
+
+def test_indices_are_wide_where_they_have_to_be():
+    assert index_dtype(2**31 - 1) is np.int32
+    assert index_dtype(2**31) is np.int64
 
 
 def test_worked_examples_of_the_docstring():

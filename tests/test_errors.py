@@ -778,6 +778,16 @@ def test_out_beside_an_input_is_no_overlap(library):
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
+def test_out_between_the_rows_of_an_input_is_no_overlap():
+    buffer = np.zeros((2, 2, 8))
+    buffer[:, 0] = np.random.default_rng(0).standard_normal((2, 8))
+    x, out = buffer[:, 0].reshape(1, 1, 2, 8), buffer[0, 1].reshape(1, 1, 1, 8)
+    assert np.shares_memory(x, buffer)
+    assert np.shares_memory(out, buffer)
+    cupy_dcn.deform_conv2d(x, np.zeros((1, 4, 1, 8)), np.ones((1, 1, 2, 1)), out=out)
+    np.testing.assert_allclose(buffer[0, 1], buffer[0, 0] + buffer[1, 0], rtol=1e-14)
+
+
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("function", [*CONVOLUTIONS, *STAGES])
 @pytest.mark.parametrize("dtype", FLOATS.values())

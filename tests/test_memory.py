@@ -253,6 +253,14 @@ def test_words_that_live_at_once(monkeypatch, channels, setting):
     [(3, 1, np.float32), (4, 2, np.float16), (12, 2, np.float64), (16, 1, np.float16)],
 )
 def test_workers_get_all_they_ask_for(monkeypatch, channels, groups, dtype, budget, setting):
+    assert_enough(monkeypatch, channels, groups, dtype, budget, setting)
+
+
+def test_workers_get_copies_of_many_columns_by_group(monkeypatch):
+    assert_enough(monkeypatch, 64, 4, np.float32, 2**25, "plain")
+
+
+def assert_enough(monkeypatch, channels, groups, dtype, budget, setting):
     empty, asked = Workspace.empty, []
 
     def within(workspace, shape, kind):
