@@ -35,12 +35,18 @@ APART  = $(if $(BESIDE),,$(PEERED))
 COUNTED = $(VENV)-bench/.ready-$(CUPY)$(if $(BESIDE),-peers)
 TIMED   = $(if $(APART),$(VENV)-peers/.ready,$(COUNTED))
 
+# The lowest versions of what is required and of the tests' own; beside CuPy NumPy has to be newer. What
+# is required by these in turn is the newest, for which a library may be too old: it says so by warnings.
+KERNELS = $(if $(filter no-cupy,$(CUPY)),,yes)
+LOWEST = $(VENV)-lowest/.ready $(if $(KERNELS),$(VENV)-lowest-cupy/.ready)
+OLD = -W ignore::DeprecationWarning
+
 .DEFAULT_GOAL = help
-.PHONY: help demo test faults test-memory lint kernels gpu-report bench figures clean
+.PHONY: help demo test test-lowest faults test-memory mutants sanitize accuracy lint kernels gpu-report bench figures clean
 .NOTPARALLEL:
 
 help: ## say what there is to make
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "PYTHON=... VENV=...  another interpreter, and where its virtual environment goes ($(VENV))"
 	@echo "CUDA=12, 13, none    the CuPy to test with, instead of what the driver is for (now: $(CUPY))"
@@ -61,6 +67,19 @@ faults: $(VENV)/.ready-$(CUPY) ## plant every fault in the kernels and see it ca
 
 test-memory: $(VENV)/.ready-$(CUPY) ## measure memory at every size; make test does at a few
 	$(TEST) -m pytest -n $(WORKERS) tests/test_memory.py tests/test_memory_gpu.py -m memory $(ARGS)
+
+test-lowest: $(LOWEST) ## run the tests with the lowest versions that pyproject.toml allows; PYTHON=python3.10 has the oldest
+	$(VENV)-lowest/bin/python -m pytest $(OLD) -n $(WORKERS) $(ARGS)
+	$(if $(KERNELS),$(VENV)-lowest-cupy/bin/python -m pytest $(OLD) -n $(WORKERS) -k '(emulated or cupy or gpu or kernel or counter) and not planted' $(ARGS))
+
+mutants: $(VENV)/.ready-$(CUPY) ## plant faults in the CPU path and see them caught; ARGS='matmul' those of a file
+	$(TEST) tests/mutants.py -j $(WORKERS) $(ARGS)
+
+sanitize: $(VENV)/.ready-$(CUPY) ## on a machine with a GPU: its tests under compute-sanitizer; elsewhere the emulator's checks
+	$(TEST) tests/sanitize.py $(ARGS)
+
+accuracy: $(VENV)-peers/.ready ## measure the errors of every dtype by the picture's width, beside torchvision's, for the README
+	$(VENV)-peers/bin/python benchmarks/accuracy.py $(ARGS)
 
 lint: $(VENV)/.ready-$(CUPY) ## check style, formatting and types
 	$(TEST) -m ruff check .
@@ -84,7 +103,7 @@ figures: $(VENV)-demo/.ready ## draw the pictures of the documentation again
 	$(DEMOS) -m cupy_dcn demo -o docs/demo.jpg
 
 clean: ## remove the virtual environments, the caches and the demo's picture
-	rm -rf $(VENV) $(VENV)-demo $(VENV)-bench $(VENV)-peers build dist $(DEMO)
+	rm -rf $(VENV) $(VENV)-demo $(VENV)-bench $(VENV)-peers $(VENV)-lowest $(VENV)-lowest-cupy build dist $(DEMO)
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -100,6 +119,16 @@ $(VENV)/.ready-$(CUPY) $(VENV)-demo/.ready $(COUNTED) $(VENV)-peers/.ready: pypr
 	@test -e $@ || { $(check_python) && echo "making $(@D) ($(EXTRA))" && $(PYTHON) -m venv --clear $(@D); }
 	@rm -f $@
 	@$(@D)/bin/python -m pip install --quiet --editable '.[$(EXTRA)]' || { $(explain); false; }
+	@touch $@
+
+$(VENV)-lowest/.ready:      EXTRA = test
+$(VENV)-lowest-cupy/.ready: EXTRA = test,$(CUPY)
+
+$(VENV)-lowest/.ready $(VENV)-lowest-cupy/.ready: pyproject.toml
+	@$(check_python) && echo "making $(@D) ($(EXTRA), lowest versions)" && $(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --quiet 'uv>=0.9'
+	@$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --resolution lowest-direct \
+	    --only-binary :all: --no-binary cupy_dcn --editable '.[$(EXTRA)]'
 	@touch $@
 
 # Pip has said what is missing before.
