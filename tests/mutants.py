@@ -22,6 +22,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 PARTS = "benchmarks", "cuda", "cupy_dcn", "docs", "tests"
 LIMIT = 900  # seconds: who waits for ever has been noticed too
+NOTHING_CHOSEN = 5  # pytest's exit status
 
 
 class Mutant(NamedTuple):
@@ -363,22 +364,25 @@ class Copy:
                 shutil.copy2(path, self.root)
 
     def failure(self, tests, without=()):
-        """Run some tests on NumPy arrays; return the first that fails, None where none does."""
+        """Run tests on NumPy arrays, file by file; return the first that fails, None for none."""
         turns = [f"not [{turn} and not -{turn}" for turn in ("emulated", "cupy", *without)]
         own = {"PYTHONPATH": str(self.root), "NUMBA_CACHE_DIR": str(self.root / "numba")}
-        command = [sys.executable, "-B", "-m", "pytest", "-x", "--tb=no", "-p", "no:cacheprovider",
-                   "-k", " and ".join((*turns, "not 16_million")), *tests]  # fmt: skip
-        try:
-            done = subprocess.run(
-                command, cwd=self.root / "tests", env={**os.environ, **own}, capture_output=True,
-                text=True, timeout=LIMIT, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return f"no end within {LIMIT} s"
-        if done.returncode == 0:
-            return None
-        said = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-        return said[0] if said else f"status {done.returncode}: {done.stderr[-300:]}"
+        chosen = " and ".join((*turns, "not 16_million"))
+        for test in tests:  # not all at once: to collect them takes longer than the first to fail
+            command = [sys.executable, "-B", "-m", "pytest", "-x", "--tb=no", "-p",
+                       "no:cacheprovider", "-k", chosen, test]  # fmt: skip
+            try:
+                done = subprocess.run(
+                    command, cwd=self.root / "tests", env={**os.environ, **own},
+                    capture_output=True, text=True, timeout=LIMIT, check=False,
+                )  # fmt: skip
+            except subprocess.TimeoutExpired:
+                return f"no end within {LIMIT} s"
+            if done.returncode not in (0, NOTHING_CHOSEN):
+                said = done.stdout.splitlines()
+                failed = [line for line in said if line.startswith(("FAILED", "ERROR"))]
+                return (failed or [f"status {done.returncode}: {done.stderr[-300:]}"])[0]
+        return None
 
     def plant(self, mutant):
         """Plant a fault, see which test notices it, and take it back."""
