@@ -40,6 +40,7 @@ TIMED   = $(if $(APART),$(VENV)-peers/.ready,$(COUNTED))
 KERNELS = $(if $(filter no-cupy,$(CUPY)),,yes)
 LOWEST = $(VENV)-lowest/.ready $(if $(KERNELS),$(VENV)-lowest-cupy/.ready)
 OLD = -W ignore::DeprecationWarning
+# Left out beside an old NVRTC: the registers of kernels, which are held to what the newest takes.
 
 .DEFAULT_GOAL = help
 .PHONY: help demo test test-lowest faults test-memory mutants sanitize accuracy lint kernels gpu-report bench figures clean
@@ -70,7 +71,7 @@ test-memory: $(VENV)/.ready-$(CUPY) ## measure memory at every size; make test d
 
 test-lowest: $(LOWEST) ## run the tests with the lowest versions that pyproject.toml allows; PYTHON=python3.10 has the oldest
 	$(VENV)-lowest/bin/python -m pytest $(OLD) -n $(WORKERS) $(ARGS)
-	$(if $(KERNELS),$(VENV)-lowest-cupy/bin/python -m pytest $(OLD) -n $(WORKERS) -k '(emulated or cupy or gpu or kernel or counter) and not planted' $(ARGS))
+	$(if $(KERNELS),$(VENV)-lowest-cupy/bin/python -m pytest $(OLD) -n $(WORKERS) -k '(emulated or cupy or gpu or kernel or counter) and not planted and not compile_and_fit' $(ARGS))
 
 mutants: $(VENV)/.ready-$(CUPY) ## plant faults in the CPU path and see them caught; ARGS='matmul' those of a file
 	$(TEST) tests/mutants.py -j $(WORKERS) $(ARGS)
