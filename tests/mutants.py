@@ -328,7 +328,7 @@ TESTS = {
     "_columns_numba.py": ACCURATE,
     "_corners_cpu.py": (*OPERATOR, "test_cut.py"),
     "_windows_cpu.py": ("test_cut.py", *OPERATOR),
-    "_pullback_cpu.py": (*OPERATOR, "test_parallel.py"),
+    "_pullback_cpu.py": ("test_parallel.py", *OPERATOR),
     "_workspace.py": ("test_parallel.py", *OPERATOR),
     "_parallel.py": ("test_parallel.py", "test_operator.py"),
     "_twins.py": ("test_numba.py",),
