@@ -5,13 +5,13 @@ import math
 
 import numpy as np
 import pytest
-from cases import CASES, Case, assert_close, budgets, plain_convolution
+from cases import CASES, Case, assert_close, budgets, least_workspace, plain_convolution
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from libraries import dcn
 
 import cupy_dcn
-from cupy_dcn import _oracle
+from cupy_dcn import _oracle, _pullback_cpu
 
 pytestmark = pytest.mark.usefixtures("library")
 
@@ -48,6 +48,16 @@ def test_matches_the_oracle_in_float64_under_any_budget(case):
     arguments = (grad_output, x, offset, weight, bias)
     workspaces = budgets(dcn.deform_conv2d_backward, *arguments, **case.attributes, mask=mask)
     assert_call_matches_oracle(case, np.float64, 1e-12, workspaces)
+
+
+@pytest.mark.parametrize("case", [CASES[1], CASES[5], CASES[12]], ids=str)
+def test_windows_remember_tiles_by_runs(case, monkeypatch):
+    # Of so many tiles that what each reaches is not remembered by itself: 4096, here 3.
+    monkeypatch.setattr(_pullback_cpu, "MOST_RUNS", 3)
+    x, offset, weight, bias, mask, grad_output = case.arrays()
+    arguments = (grad_output, x, offset, weight, bias)
+    least = least_workspace(dcn.deform_conv2d_backward, *arguments, **case.attributes, mask=mask)
+    assert_call_matches_oracle(case, np.float64, 1e-12, [least])
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
