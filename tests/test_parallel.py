@@ -132,6 +132,25 @@ def test_threads_heed_the_callers_errstate(call, monkeypatch):
         cupy_dcn.deform_conv2d(**arrays)
 
 
+class Blas:
+    """A BLAS that only remembers its number of threads."""
+
+    num_threads = 4
+
+    def set_num_threads(self, count):
+        self.num_threads = count
+
+
+def test_blas_is_held_until_the_last_call_is_out(monkeypatch):
+    blas, held = Blas(), _parallel._BlasHeld()
+    monkeypatch.setattr(_parallel, "_libraries", lambda: [blas])
+    with held:
+        with held:
+            assert blas.num_threads == 1
+        assert blas.num_threads == 1
+    assert blas.num_threads == 4
+
+
 def test_parts_of_the_work_depend_on_counts_alone():
     workspaces = [Workspace.of(64) for _ in range(3)]
     parts = _parallel.spread(lambda items, _: list(items), range(10), workspaces)
