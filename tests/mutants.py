@@ -203,8 +203,8 @@ MUTANTS = [Mutant(*row) for row in (
     ("_pullback_cpu.py", "a run's last tile unheard", "for index in range(run.start, run.stop):",
      "for index in range(run.start, max(run.stop - 1, run.start + 1)):"),
     # Stage 5: the products
-    ("_matmul_cpu.py", "the last tile's weight gradient alone", "total.array += product",
-     "np.copyto(total.array, product)"),
+    ("_matmul_cpu.py", "the last tile's weight gradient alone", "total.array[:, part] += product",
+     "np.copyto(total.array[:, part], product)"),
     ("_matmul_cpu.py", "weights by channel and tap exchanged",
      "matrix.reshape(geometry.groups, -1, taps, channels).transpose(0, 1, 3, 2)",
      "matrix.reshape(geometry.groups, -1, channels, taps)"),
