@@ -4,6 +4,8 @@ deform_conv2d, deform_conv2d_backward
     The operator and its gradients, on NumPy or CuPy arrays.
 Plan
     The operator prepared once for many calls on arrays of one shape.
+DeformConv2D, DeformConv2DPack
+    Layers that hold their weights: Paddle's, and one that makes offset and mask itself.
 pack_offset, unpack_offset, sampling_grid
     The layout of offsets, and where a kernel samples.
 deform_im2col, deform_col2im, deform_coord_grad
@@ -19,13 +21,18 @@ from ._columns import deform_col2im, deform_coord_grad, deform_im2col
 from ._prepared import Gradients
 from ._warmup import warmup
 from .functional import deform_conv2d, deform_conv2d_backward
+from .layer import DeformConv2D
 from .offsets import pack_offset, sampling_grid, unpack_offset
+from .pack import DeformConv2DPack, PackGradients
 from .plan import Plan
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DeformConv2D",
+    "DeformConv2DPack",
     "Gradients",
+    "PackGradients",
     "Plan",
     "deform_col2im",
     "deform_conv2d",

@@ -22,6 +22,8 @@ HINTS = {
     "kernel_size": "a 1x1 kernel is the smallest",
     "image_size": "it is the (H, W) of x",
     "x_shape": "x.shape of a NumPy or CuPy array is such a tuple",
+    "in_channels": "it is C_in, x.shape[1]",
+    "out_channels": "it is C_out, the channels of the output",
     "workspace_bytes": "None takes the default of 64 MiB",
     "masked": "a plan takes the mask when it is called",
     "backward": "a plan takes grad_output when it is called",

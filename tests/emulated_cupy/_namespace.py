@@ -142,8 +142,8 @@ def _cupy() -> dict[str, Any]:
         ),
         **_from(
             _ufuncs,
-            "add subtract multiply true_divide negative absolute isnan less less_equal equal"
-            " not_equal greater greater_equal",
+            "add subtract multiply true_divide negative absolute exp minimum isnan less less_equal"
+            " equal not_equal greater greater_equal",
         ),
         **_from(
             np,

@@ -252,6 +252,8 @@ true_divide = ufunc(
 )
 negative = ufunc("cupy_negative", _unary("?" + _INTEGERS + _FLOATS), np.negative)
 absolute = ufunc("cupy_absolute", _unary("?" + _INTEGERS + _FLOATS), np.absolute)
+exp = ufunc("cupy_exp", _unary(_FLOATS), np.exp)
+minimum = ufunc("cupy_minimum", _ARITHMETIC, np.minimum)
 isnan = ufunc("cupy_isnan", _unary(_FLOATS, "?"), np.isnan)
 less = ufunc("cupy_less", _COMPARISON, np.less, strong_ints=True)
 less_equal = ufunc("cupy_less_equal", _COMPARISON, np.less_equal, strong_ints=True)
