@@ -23,7 +23,11 @@ else:
     import tomli as tomllib  # hatchling brings it
 
 ROOT = Path(__file__).parents[1]
+<<<<<<< HEAD
 LAZY = ("cupy", "numba", "matplotlib", "threadpoolctl", "tqdm", "ml_dtypes", "argparse")
+=======
+LAZY = ("cupy", "matplotlib", "threadpoolctl", "tqdm", "ml_dtypes", "safetensors", "argparse")
+>>>>>>> 9616b15 (Layers: tests, README, the extra safetensors)
 
 
 def test_import_is_silent_and_brings_no_optional_library():
