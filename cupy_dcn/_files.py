@@ -37,11 +37,16 @@ def opened(
     """Give the names in a file, and what reads the array of a name."""
     source = Path(path)
     if _format_of(source) == ".safetensors":
-        with _safetensors().safe_open(source, framework="numpy") as file:
+        package = _safetensors()
+        try:
+            opening = package.safe_open(source, framework="numpy")
+        except package.SafetensorError as error:
+            raise ValueError(f"{source} is no .safetensors file ({error})") from error
+        with opening as file:
             yield list(file.keys()), file.get_tensor
         return
     if source.exists() and not zipfile.is_zipfile(source):
-        raise ValueError(f"{source} is no .npz archive, expected what numpy.savez writes")
+        raise ValueError(f"{source} is no .npz file, expected what numpy.savez writes")
     with np.load(source, allow_pickle=False) as file:
         yield list(file.files), lambda name: _named_bfloat16(file[name])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ from ._layer_arguments import (
 from ._warmup import dtype_of
 
 Initial = Array | Callable[[tuple[int, ...]], Array] | bool | None
+
+Kind = TypeVar("Kind", bound="Layer")
 
 
 class Layer:
@@ -125,7 +127,7 @@ class Layer:
         parts += [f"dtype='{self.dtype}'", f"device='{self.device}'"]
         return f"{type(self).__name__}({', '.join(parts)})"
 
-    def to(self, device: Any) -> Any:
+    def to(self: Kind, device: Any) -> Kind:
         """Move the parameters to a device, in place.
 
         Parameters

@@ -25,7 +25,7 @@ from ._warmup import usable_cupy
 
 _oracle: Any = _loops  # it has no type hints
 
-OPTIONAL = ("ml_dtypes", "matplotlib", "tqdm", "threadpoolctl")
+OPTIONAL = ("ml_dtypes", "matplotlib", "tqdm", "threadpoolctl", "safetensors")
 # The largest error allowed, as a share of the largest value; for the half types that is twice the
 # rounding of a result, and once more as much on a GPU, whose columns are of half precision too.
 LIMITS = {"float64": 1e-12, "float32": 5e-6, "float16": 1e-3, "bfloat16": 8e-3}

@@ -75,7 +75,8 @@ class DeformConv2DPack(Layer):
 
     `backward` works out offset and mask again, a small part of its work, so that nothing is kept
     between calls. In float16 and bfloat16 offset and mask are rounded to that dtype; the sigmoid is
-    worked out in float32.
+    worked out in float32. The convolution is the library's own with offsets of zero: beside NaN or
+    infinite pixels its results may be NaN as well, as in `deform_conv2d`.
 
     Examples
     --------
@@ -129,6 +130,10 @@ class DeformConv2DPack(Layer):
             "conv_offset.bias": np.zeros(channels, dtype),
         }
 
+    def __repr__(self) -> str:
+        text = super().__repr__()
+        return text if self.modulated else f"{text[:-1]}, modulated=False)"
+
     @property
     def conv_offset_weight(self) -> Array:
         """The weight of the convolution that makes the offsets."""
@@ -176,9 +181,7 @@ class DeformConv2DPack(Layer):
         ndarray, shape (N, out_channels, OH, OW)
         """
         offset, mask = self.offset_and_mask(x)
-        return deform_conv2d(
-            x, offset, self.weight, self.bias, mask=mask, **self._attributes()
-        )  # fmt: skip
+        return deform_conv2d(x, offset, self.weight, self.bias, mask=mask, **self._attributes())
 
     __call__ = forward
 
