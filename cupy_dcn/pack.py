@@ -73,7 +73,7 @@ class DeformConv2DPack(Layer):
     their weights load as they are. mmcv cuts r into three parts and joins the first two to the
     offset: these are the channels of r in their order, (dy, dx) pairs per tap as everywhere here.
 
-    `backward` works out offset and mask again, a small part of its work, so that nothing is kept
+    `backward` works out offset and mask again, about a fifth of its work, so that nothing is kept
     between calls. In float16 and bfloat16 offset and mask are rounded to that dtype; the sigmoid is
     worked out in float32. The convolution is the library's own with offsets of zero: beside NaN or
     infinite pixels its results may be NaN as well, as in `deform_conv2d`.
