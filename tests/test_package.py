@@ -23,11 +23,9 @@ else:
     import tomli as tomllib  # hatchling brings it
 
 ROOT = Path(__file__).parents[1]
-<<<<<<< HEAD
-LAZY = ("cupy", "numba", "matplotlib", "threadpoolctl", "tqdm", "ml_dtypes", "argparse")
-=======
-LAZY = ("cupy", "matplotlib", "threadpoolctl", "tqdm", "ml_dtypes", "safetensors", "argparse")
->>>>>>> 9616b15 (Layers: tests, README, the extra safetensors)
+LAZY = (
+    "cupy", "numba", "matplotlib", "threadpoolctl", "tqdm", "ml_dtypes", "safetensors", "argparse",
+)  # fmt: skip
 
 
 def test_import_is_silent_and_brings_no_optional_library():
@@ -197,17 +195,22 @@ FORBIDDEN_MODULES = {
 }  # fmt: skip
 FORBIDDEN_CALLS = {
     "eval", "exec", "compile", "__import__", "input", "breakpoint", "os.system", "os.popen",
-    "os.fork", "os.startfile", "np.load", "np.fromfile", "np.lib.format.read_array",
+    "os.fork", "os.startfile", "np.fromfile", "np.lib.format.read_array",
 }  # fmt: skip
 FORBIDDEN_STARTS = "os.exec", "os.spawn", "os.posix_spawn"
 THIRD_PARTY = {
     "PIL", "cupy", "cupy_backends", "cupy_dcn", "matplotlib", "ml_dtypes", "numba", "numpy",
-    "scipy", "threadpoolctl", "tqdm",
+    "safetensors", "scipy", "threadpoolctl", "tqdm",
 }  # fmt: skip
 # Who may do what is not said in the source itself: import a module by name, load a library.
 # _blas.py opens NumPy's own extension module, which is loaded already. Numba's cache of compiled
-# loops, which is Numba's matter, is pickles in a folder that only the user can write.
-BY_NAME = {"importlib.import_module": {"plot.py"}, "ctypes.CDLL": {"_blas.py"}}
+# loops, which is Numba's matter, is pickles in a folder that only the user can write. _files.py
+# reads .npz, and says that it takes no pickles.
+BY_NAME = {
+    "importlib.import_module": {"plot.py"},
+    "ctypes.CDLL": {"_blas.py"},
+    "np.load": {"_files.py"},
+}
 
 
 def imports_of(tree):
@@ -226,12 +229,15 @@ def offences(source, name):
     found += sorted(imports - THIRD_PARTY - set(sys.stdlib_module_names))
     for node in ast.walk(tree):
         if isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "shell"):
-            found.append(node.arg)
+            found += [] if ast.unparse(node.value) == "False" else [node.arg]
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             if called in FORBIDDEN_CALLS or called.startswith(FORBIDDEN_STARTS):
                 found.append(called)
-            if name not in BY_NAME.get(called, {name}):
+            said = {keyword.arg for keyword in node.keywords}
+            if name not in BY_NAME.get(called, {name}) or (
+                called == "np.load" and "allow_pickle" not in said
+            ):
                 found.append(called)
     return found
 
@@ -252,6 +258,12 @@ def test_no_network_no_pickle_no_eval_no_programs(path):
 )  # fmt: skip
 def test_offences_are_seen(source):
     assert offences(source, "some.py")
+
+
+def test_pickles_must_be_refused():
+    assert offences("np.load('x')", "_files.py") == ["np.load"]
+    assert offences("np.load('x', allow_pickle=True)", "_files.py") == ["allow_pickle"]
+    assert offences("np.load('x', allow_pickle=False)", "_files.py") == []
 
 
 def test_exceptions_are_still_taken():
