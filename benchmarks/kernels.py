@@ -49,6 +49,8 @@ WANTS = {
     "deform_backward": Wants(True, True, True, True),
     "deform_backward_sorted": Wants(True, True, True, True),
     "deform_depthwise_backward": Wants(True, True, True, True),
+    "deform_im2col_tangent": None,
+    "deform_double_backward": Wants(True, True, True),
 }
 SAMPLING = tuple(WANTS)
 ORDERING = ("count_samples", "start_cells", "order_samples", "rank_samples")

@@ -2,6 +2,8 @@
 
 deform_conv2d, deform_conv2d_backward
     The operator and its gradients, on NumPy or CuPy arrays.
+deform_conv2d_jvp, deform_conv2d_double_backward
+    Derivatives along a direction: forward mode, and second derivatives.
 Plan
     The operator prepared once for many calls on arrays of one shape.
 DeformConv2D, DeformConv2DPack
@@ -19,7 +21,9 @@ plot.draw_sampling
 from . import plot as plot
 from ._columns import deform_col2im, deform_coord_grad, deform_im2col
 from ._prepared import Gradients
+from ._tangents import SecondGradients, Tangents
 from ._warmup import warmup
+from .derivatives import deform_conv2d_double_backward, deform_conv2d_jvp
 from .functional import deform_conv2d, deform_conv2d_backward
 from .layer import DeformConv2D
 from .offsets import pack_offset, sampling_grid, unpack_offset
@@ -34,9 +38,13 @@ __all__ = [
     "Gradients",
     "PackGradients",
     "Plan",
+    "SecondGradients",
+    "Tangents",
     "deform_col2im",
     "deform_conv2d",
     "deform_conv2d_backward",
+    "deform_conv2d_double_backward",
+    "deform_conv2d_jvp",
     "deform_coord_grad",
     "deform_im2col",
     "pack_offset",

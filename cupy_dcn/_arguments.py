@@ -284,19 +284,21 @@ def check_holder(
     return array
 
 
-def check_needs(needs: object) -> frozenset[str]:
-    """Check which gradients are asked for."""
+def check_needs(
+    needs: object, among: tuple[str, ...] = GRADIENTS, function: str = "deform_conv2d"
+) -> frozenset[str]:
+    """Check which gradients are asked for, by the names of a function's arguments."""
     if isinstance(needs, str) or library_of(needs) or not isinstance(needs, Iterable):
         raise TypeError(
-            f"needs must be a tuple of names among {GRADIENTS}, got {came(needs)};"
+            f"needs must be a tuple of names among {among}, got {came(needs)};"
             " a single one is written needs=('x',)"
         )
     names = list(needs)
     for name in names:
-        if not isinstance(name, str) or name not in GRADIENTS:
+        if not isinstance(name, str) or name not in among:
             raise ValueError(
-                f"needs has {came(name)}, expected names among {GRADIENTS};"
-                " they are the array arguments of deform_conv2d"
+                f"needs has {came(name)}, expected names among {among};"
+                f" they are the array arguments of {function}"
             )
     return frozenset(names)
 

@@ -39,12 +39,23 @@ LONGEST_DOT = 1024
 def im2col(image: Image, samples: Samples) -> Array:
     """Return the tile's columns: mask * the bilinear mean of the four corners."""
     columns = samples.workspace.zeros(samples.columns_shape, samples.dtype)
-    add = _gather_planes if samples.planar else _gather_rows
-    for window in image.windows(samples.tile.images, samples.bounds, samples.workspace):
-        add(window, samples, columns, None, None)
+    gather(image, samples, columns, None, None)
     if not samples.mask_is_finite:
         times_mask(columns, samples)
     return columns
+
+
+def gather(
+    image: Image,
+    samples: Samples,
+    columns: Array | None,
+    grad_columns: Array | None,
+    dots: Array | None,
+) -> None:
+    """Add what is sampled to the columns, and to the corner dot products with a gradient."""
+    add = _gather_planes if samples.planar else _gather_rows
+    for window in image.windows(samples.tile.images, samples.bounds, samples.workspace):
+        add(window, samples, columns, grad_columns, dots)
 
 
 def write_columns(image: Image, samples: Samples, columns: Array) -> None:
@@ -192,7 +203,7 @@ def col2im(grad_columns: Array, samples: Samples, grad_window: Window) -> None:
 
 def coord_grad(
     grad_columns: Array, image: Image, samples: Samples, columns: Array | None = None
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, ...]:
     """Return the gradients of dy, dx and the mask, in the order of the samples.
 
     With s_ab = sum over channels of grad_columns * corner ab: the derivative of a bilinear mean.
@@ -200,11 +211,19 @@ def coord_grad(
     """
     workspace = samples.workspace
     dots = workspace.zeros((4, samples.row.size), samples.dtype)
-    gather = _gather_planes if samples.planar else _gather_rows
-    for window in image.windows(samples.tile.images, samples.bounds, workspace):
-        gather(window, samples, columns, grad_columns, dots)
+    gather(image, samples, columns, grad_columns, dots)
     if columns is not None and not samples.mask_is_finite:
         times_mask(columns, samples)
+    by_y, by_x, by_mask = bilinear_gradient(dots, samples)
+    if samples.mask is not None:
+        by_y *= samples.mask.reshape(-1)
+        by_x *= samples.mask.reshape(-1)
+    return by_sample(samples, by_y, by_x, by_mask)
+
+
+def bilinear_gradient(dots: Array, samples: Samples) -> tuple[Array, Array, Array]:
+    """Return what ``dots`` of the corners give: by dy, by dx, their bilinear mean; uses them up."""
+    workspace = samples.workspace
     low_y, low_x = samples.fraction_y.reshape(-1), samples.fraction_x.reshape(-1)
     by_y, by_x, above, below, product = workspace.empty((5, low_y.size), samples.dtype)
     _mix(dots[0], dots[1], low_x, above, product)
@@ -213,16 +232,17 @@ def coord_grad(
     dots[1] -= dots[0]
     dots[3] -= dots[2]
     _mix(dots[1], dots[3], low_y, by_x, product)
-    if samples.mask is not None:
-        by_y *= samples.mask.reshape(-1)
-        by_x *= samples.mask.reshape(-1)
-    by_mask = dots[0]
-    _mix(above, below, low_y, by_mask, product)
-    for gradient in (by_y, by_x, by_mask):
-        if not all_finite(gradient, workspace):  # 0 outside, also where grad_columns is not
+    mean = dots[0]
+    _mix(above, below, low_y, mean, product)
+    return by_y, by_x, mean
+
+
+def by_sample(samples: Samples, *gradients: Array) -> tuple[Array, ...]:
+    """Return gradients in the order of the samples; 0 outside, also where grad_columns is not."""
+    for gradient in gradients:
+        if not all_finite(gradient, samples.workspace):
             gradient[samples.outside().reshape(-1)] = 0
-    shape = samples.row.shape
-    return by_y.reshape(shape), by_x.reshape(shape), by_mask.reshape(shape)
+    return tuple(gradient.reshape(samples.row.shape) for gradient in gradients)
 
 
 def _mix(low: Array, high: Array, fraction: Array, out: Array, product: Array) -> None:

@@ -76,14 +76,16 @@ def make_cut(
     backward: bool,
     wanted: Collection[str] = GRADIENTS,
     deterministic: bool = False,
+    sets: int = 1,
 ) -> Cut:
     """Cut a call into tiles, for as many threads as there are; all sums are in a fixed order.
 
-    ``wanted``: the gradients of a backward.
+    ``wanted``: the gradients of a backward; ``sets``: see _cut_cpu.py.
     """
     del deterministic
     budget = DEFAULT_WORKSPACE if workspace_bytes is None else workspace_bytes
-    cut = cut_tiles(geometry, out_channels, dtype.itemsize, budget, thread_count(), backward)
+    threads = thread_count()
+    cut = cut_tiles(geometry, out_channels, dtype.itemsize, budget, threads, backward, sets)
     return cut if "weight" in wanted else replace(cut, weight_bytes=0)
 
 

@@ -50,8 +50,9 @@ def cut_tiles(
     workspace_bytes: int,
     workers: int,
     backward: bool,
+    sets: int = 1,
 ) -> Cut:
-    """Cut a call so that its temporaries stay under ``workspace_bytes``."""
+    """Cut a call so that its temporaries stay under ``workspace_bytes``, so many sets of them."""
     samples = geometry.taps * geometry.deformable_groups
     elements = geometry.taps * geometry.channels
     if geometry.images * geometry.out_pixels * elements < PARALLEL_ELEMENTS:
@@ -65,15 +66,16 @@ def cut_tiles(
     groups, depth = geometry.groups, geometry.group_channels * geometry.taps
     rows = rows_at_once(groups, out_channels // groups, depth, itemsize)
     weight_bytes = (out_channels + groups * rows) * depth * itemsize if backward else 0
-    least = 2 * max(pixel_bytes, cell_bytes * SMALLEST_WINDOW)
+    least = sets * 2 * max(pixel_bytes, cell_bytes * SMALLEST_WINDOW)
     if workspace_bytes < least:
+        times = "twice" if sets == 1 else f"{2 * sets} times"
         raise ValueError(
-            f"workspace_bytes is {workspace_bytes}, expected at least {least}: twice the larger"
+            f"workspace_bytes is {workspace_bytes}, expected at least {least}: {times} the larger"
             f" of one output pixel's columns and one window of x ({geometry.channels} channels,"
             f" {geometry.taps} taps); pass workspace_bytes={least} or more"
         )
     workers = min(workers, workspace_bytes // least)
-    half = workspace_bytes // 2
+    half = workspace_bytes // sets // 2
     cells = (geometry.height + 2 * BORDER) * (geometry.width + 2 * BORDER)
     copy_bytes = cells * cell_bytes
     holding = workers_holding(half // copy_bytes, workers, backward) if cells <= WINDOW_CELLS else 0
@@ -90,10 +92,11 @@ def cut_tiles(
         held = max(min(geometry.images, half // (copies * copy_bytes)), 1)
         shared = held * copy_bytes
         tile_bytes += shared if backward else 0
-        return Cut(geometry, held, None, tile_pixels, workers, shared, tile_bytes, weight_bytes)
+        sizes = sets * shared, sets * tile_bytes, weight_bytes
+        return Cut(geometry, held, None, tile_pixels, workers, *sizes)
     window_cells = min(half // workers // cell_bytes, WINDOW_CELLS)
     tile_bytes += window_cells * cell_bytes
-    return Cut(geometry, 1, window_cells, tile_pixels, workers, 0, tile_bytes, weight_bytes)
+    return Cut(geometry, 1, window_cells, tile_pixels, workers, 0, sets * tile_bytes, weight_bytes)
 
 
 def rows_at_once(groups: int, channels: int, depth: int, itemsize: int) -> int:

@@ -65,6 +65,7 @@ def cut_chunks(
     sums: BlockSums | None = None,
     wanted: Collection[str] = GRADIENTS,
     deterministic: bool = False,
+    sets: int = 1,
 ) -> Cut:
     """Cut a call into chunks of several images, or of one image's rows.
 
@@ -73,7 +74,7 @@ def cut_chunks(
     is room for their order; where a quarter of the budget is too little, they stay as they are,
     unless it is ``deterministic``. A call that is ``direct``, see _direct_gpu.py, has no columns:
     its chunks are whole images. In a backward, its blocks have ``sums``: as many blocks below each
-    other as there is room for.
+    other as there is room for. There may be several ``sets`` of all temporaries.
     """
     require_int_sizes(geometry, 0 if direct else out_channels)
     elements = geometry.taps * geometry.channels
@@ -90,14 +91,16 @@ def cut_chunks(
         pixel_bytes += point_bytes * geometry.taps * geometry.deformable_groups
         cells = copy_cells(geometry) * geometry.deformable_groups
         count_bytes = CELL_BYTES * (cells + cells // STRETCH)
-    least = 2 * pixel_bytes
+    least = sets * 2 * pixel_bytes
     if workspace_bytes < least and (backward or not direct):
+        times = "twice" if sets == 1 else f"{2 * sets} times"
         raise ValueError(
-            f"workspace_bytes is {workspace_bytes}, expected at least {least}: twice one output"
+            f"workspace_bytes is {workspace_bytes}, expected at least {least}: {times} one output"
             f" pixel's columns and values ({geometry.channels} channels * {geometry.taps} taps +"
             f" {out_channels}, of {itemsize} bytes{', and their order' if ordered else ''});"
             f" pass workspace_bytes={least} or more"
         )
+    workspace_bytes //= sets
     if direct:
         pixel_bytes, chip = 0, None
     image_bytes = copy_bytes + count_bytes
@@ -127,7 +130,7 @@ def cut_chunks(
     if chip is not None and tile_pixels:
         tile_pixels = chunk_pixels(geometry, out_channels, itemsize, tile_pixels, backward, chip)
     weight_bytes = out_channels * geometry.group_channels * geometry.taps * sum_itemsize
-    chunk_bytes = tile_pixels * pixel_bytes
+    chunk_bytes = sets * tile_pixels * pixel_bytes
     if ordered:  # four arrays more
         chunk_bytes += held * count_bytes + 5 * ALIGNMENT
     if sums is not None:
@@ -139,7 +142,7 @@ def cut_chunks(
     elements = chunk_bytes // sum_itemsize if direct else tile_pixels * elements
     index = index_dtype((elements, held * image_elements), geometry)
     return Cut(
-        geometry, held, None, tile_pixels, 1, held * copy_bytes, chunk_bytes,
+        geometry, held, None, tile_pixels, 1, sets * held * copy_bytes, chunk_bytes,
         weight_bytes if backward and "weight" in wanted else 0, index, direct, sums, sorts,
         deterministic,
     )  # fmt: skip

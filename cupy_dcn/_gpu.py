@@ -71,30 +71,33 @@ def make_cut(
     backward: bool,
     wanted: Collection[str] = GRADIENTS,
     deterministic: bool = False,
+    sets: int = 1,
 ) -> Cut:
     """Cut a call into chunks, on the current device; under no budget but the default by a model.
 
-    ``wanted``: the gradients of a backward.
+    ``wanted``: the gradients of a backward. With several ``sets`` of temporaries, as of second
+    derivatives, there are always columns, and no model.
     """
     sums, chip = compute_dtype(dtype).itemsize, None
     if workspace_bytes is None:
         workspace_bytes = DEFAULT_WORKSPACE
-        if out_channels:
+        if out_channels and sets == 1:
             cupy = sys.modules["cupy"]
             chip = chip_of(cupy, cupy.cuda.runtime.getDevice(), dtype.itemsize)
     # The stages, without output channels, never do either.
     of_blocks = None
-    if backward and not deterministic:
+    if backward and not deterministic and sets == 1:
         of_blocks = block_sums(geometry, out_channels, dtype, workspace_bytes)
     direct = is_direct(geometry, out_channels, dtype) if not backward else of_blocks is not None
     sorts = (
-        backward and not deterministic and out_channels > 0 and not direct
+        backward and not deterministic and out_channels > 0 and not direct and sets == 1
         and "x" in wanted and len(wanted) > 1
         and pays(geometry, dtype, reduces_vectors(sys.modules["cupy"]))
     )  # fmt: skip
     return cut_chunks(
         geometry, out_channels, dtype.itemsize, sums, workspace_bytes, backward, chip, sorts,
         direct, of_blocks, wanted, backward and deterministic and "x" in wanted,
+        sets,
     )  # fmt: skip
 
 

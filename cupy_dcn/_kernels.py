@@ -29,6 +29,8 @@ FILES = {
     "deform_coord_grad": "deform_coord_grad.cu",
     "deform_backward": "deform_backward.cu",
     "deform_backward_sorted": "deform_backward_sorted.cu",
+    "deform_im2col_tangent": "deform_im2col_tangent.cu",
+    "deform_double_backward": "deform_double_backward.cu",
     "count_samples": "sample_order.cu",
     "start_cells": "sample_order.cu",
     "order_samples": "sample_order.cu",

@@ -86,8 +86,12 @@ def write_output(
     tile: Tile,
     geometry: Geometry,
     workspace: Workspace,
+    add: bool = False,
 ) -> None:
-    """Write weight @ columns^T + bias into a tile of out (N, C_out, OH, OW)."""
+    """Write weight @ columns^T + bias into a tile of out (N, C_out, OH, OW).
+
+    ``add``: to what the tile holds, in the place of the bias.
+    """
     images, groups, pixels = columns.shape[:3]
     channels, depth = weight.shape[1:]
     part = of_tile(out, tile)
@@ -96,13 +100,15 @@ def write_output(
         target, spacing = workspace.empty(part.shape, out.dtype), pixels
     if bias is not None:
         target[...] = bias[:, None, None]
+    elif add and target is not part:
+        target[...] = part
     _multiply(
         (pixels, channels, depth),
         _columns(columns, geometry, transposed=True),
         _shared(weight),
         _planes(target, groups, spacing),
         (images, groups),
-        add=bias is not None,
+        add=add or bias is not None,
     )
     if target is not part:
         part[...] = target

@@ -131,7 +131,7 @@ class Pullback:
             columns = im2col(image, samples)
         self.add_grad_weight(tile, columns, workspace, grad_weight)
 
-    def _write_coordinates(self, samples: Samples, gradients: tuple[Array, Array, Array]) -> None:
+    def _write_coordinates(self, samples: Samples, gradients: tuple[Array, ...]) -> None:
         by_y, by_x, by_mask = gradients
         if self.grad_offset is not None:
             into = samples.view(self.grad_offset, 2)

@@ -8,6 +8,7 @@ NEED_NVRTC = [
     "emulator",
     "test_chunk_gpu.py",
     "test_counters.py",
+    "test_derivatives_gpu.py",
     "test_emulated_cupy.py",
     "test_emulator.py",
     "test_far_gpu.py",

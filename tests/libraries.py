@@ -127,6 +127,8 @@ class Functions:
         return self._returned(result)
 
     def _moved(self, value, moved):
+        if hasattr(value, "_fields"):  # a direction
+            return type(value)(*(self._moved(each, moved) for each in value))
         if not isinstance(value, np.ndarray):
             return value
         array = self.to_device(value)

@@ -21,12 +21,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cases import CASES, Case, assert_close, least_workspace
+from directions import Direction
 from emulated_cupy import configure, recorded
 from emulator import Crime
 from libraries import dcn, libraries
 
 import cupy_dcn
-from cupy_dcn import _cut_gpu, _gpu, _kernels, _launch_gpu, _matmul_gpu, _oracle
+from cupy_dcn import Tangents, _cut_gpu, _gpu, _kernels, _launch_gpu, _matmul_gpu, _oracle
 from cupy_dcn._geometry import Geometry
 from cupy_dcn._specialisation import (
     Wants,
@@ -724,6 +725,7 @@ def test_wide_indices_come_from_the_plan(cupy, own_kernels, monkeypatch):
     others = {"count_samples", "start_cells", "order_samples", "deform_backward_sorted"}
     others |= {"deform_direct", "deform_depthwise_backward"}
     others |= {"rank_samples", "deform_col2im_ordered"}
+    others |= {"deform_im2col_tangent", "deform_double_backward"}
     assert {name for name, _ in _kernels.compiled()} == set(_kernels.FILES) - others
 
 
@@ -1781,6 +1783,64 @@ FAULTS = [Fault(*row) for row in (
      "tap < RUN; tap += RUN"),
     ("deform_depthwise_backward.cu", "taps behind the last", "if (tap + run.phase < TAPS)",
      "if (true)"),
+
+    ("tangent.cuh", "the first tap's direction for all", "tile.group * TAPS + tap;",
+     "tile.group * TAPS;"),
+    ("tangent.cuh", "dy of the direction twice", "widen(shift[strides.channel])",
+     "widen(shift[0])"),
+    ("tangent.cuh", "the mask's direction by other strides", "tile.in(direction.strides.mask,",
+     "tile.in(direction.strides.offset,"),
+    ("tangent.cuh", "a mask that stays below", "by_factor * y + factor * by_y", "factor * by_y"),
+    ("tangent.cuh", "an offset without its mask", "by_factor * y + factor * by_y",
+     "by_factor * y + by_y"),
+    ("tangent.cuh", "all rows alike", "by_upper = by_factor - by_lower",
+     "by_upper = by_factor + by_lower"),
+    ("tangent.cuh", "the left corner as the right", "by_upper * (1 - x) - upper * by_x",
+     "by_upper * (1 - x) + upper * by_x"),
+    ("tangent.cuh", "the lower right corner alone", "by_lower * x + lower * by_x", "by_lower * x"),
+    ("tangent.cuh", "rows of the kernel end a tap early", "(tap + 1) % KERNEL_WIDTH == 0",
+     "tap % KERNEL_WIDTH == 0"),
+    ("tangent.cuh", "two rows exchanged for columns", "(K / 2) * pitch + (K % 2)",
+     "(K % 2) * pitch + (K / 2)"),
+    ("tangent.cuh", "masks that do not move alone", "return offset || mask", "return offset"),
+
+    ("deform_im2col_tangent.cu", "all lanes the first", "lane = threadIdx.x % LANES", "lane = 0"),
+    ("deform_im2col_tangent.cu", "pixels beyond the tile", "if (!tile.holds(geometry, pixel))",
+     "if (false)"),
+    ("deform_im2col_tangent.cu", "the first image for all", "tile.image * layout.size + ", ""),
+    ("deform_im2col_tangent.cu", "the first deformable group for all",
+     "tile.group * COPY_SHARED + ", ""),
+    ("deform_im2col_tangent.cu", "directions of outside points",
+     "point.inside && direction.moves()", "direction.moves()"),
+    ("deform_im2col_tangent.cu", "x's direction by the weights' tangents",
+     "layout.pitch, point.weights", "layout.pitch, point.tangents"),
+    ("deform_im2col_tangent.cu", "x by the weights", "point.tangents, sums", "point.weights, sums"),
+    ("deform_im2col_tangent.cu", "every tap where the first is",
+     "column + tap * tap_stride(geometry), lane, channel", "column, lane, channel"),
+    ("deform_im2col_tangent.cu", "the last corner alone", "sums[i] += ", "sums[i] = "),
+
+    ("deform_double_backward.cu", "half of the lanes", "LANES > 1 ? exchange<1>(members, value)",
+     "false ? exchange<1>(members, value)"),
+    ("deform_double_backward.cu", "a quarter of the lanes",
+     "LANES > 4 ? exchange<4>(members, value)", "LANES > 8 ? exchange<4>(members, value)"),
+    ("deform_double_backward.cu", "too few members", "(1u << LANES) - 1)", "(1u << LANES) / 2)"),
+    ("deform_double_backward.cu", "turned columns in the dots of others",
+     "p.at[k.value] += grad[i]", "p.at[k.value] += turned[i]"),
+    ("deform_double_backward.cu", "dots with x's direction turned", "q.at[k.value] += grad[i]",
+     "q.at[k.value] += turned[i]"),
+    ("deform_double_backward.cu", "weights that stay",
+     "moves ? point.tangents.at[k.value] * grad[i]", "moves ? 0"),
+    ("deform_double_backward.cu", "turned columns by tangents",
+     "point.weights.at[k.value] * turned[i]", "point.tangents.at[k.value] * turned[i]"),
+    ("deform_double_backward.cu", "all to the left corners", "k.value % 2 * COPY_CHANNELS", "0"),
+    ("deform_double_backward.cu", "all to the upper corners", " + k.value / 2 * pitch", ""),
+    ("deform_double_backward.cu", "no twist", "- p.at[2] + p.at[3])", "- p.at[2] - p.at[3])"),
+    ("deform_double_backward.cu", "twist by the wrong axis", "point.by_x * twist",
+     "point.by_y * twist"),
+    ("deform_double_backward.cu", "a mask by dy alone", " + point.by_x * slopes.x", ""),
+    ("deform_double_backward.cu", "outside points", "if (point.inside)", "if (true)"),
+    ("deform_double_backward.cu", "gradients written by no thread", "if (lane == 0)",
+     "if (lane == LANES)"),
 )]  # fmt: skip
 
 
@@ -2015,6 +2075,55 @@ def problem_of(number, monkeypatch):
     return None
 
 
+# Files of derivatives along a direction, and what they are tried on.
+ALONG = ("tangent.cuh", "deform_im2col_tangent.cu", "deform_double_backward.cu")
+OUTER = Case(1, 64, (4, 5), 3, (2, 2), spread=3.0)
+
+
+def broken_outside(made):
+    """A direction that is no number at the points outside the image, where it does not count."""
+    offset, (height, width) = made.arrays["offset"], made.case.size
+    py, px = cupy_dcn.sampling_grid(offset, made.case.kernel)
+    outside = ~((py > -1) & (py < height) & (px > -1) & (px < width))
+    assert 0 < outside.sum() < outside.size
+    made.tangents.mask[outside] = np.nan
+    made.tangents.offset[np.repeat(outside, 2, axis=1)] = np.nan
+    return made
+
+
+DIRECTIONS = [
+    Direction(SMALL, np.float32),  # threads alone
+    broken_outside(Direction(OUTER, np.float32)),  # 8 LANES
+    Direction(Case(2, 16, (9, 5), 4, (2, 2), deformable_groups=2, groups=2), np.float32),  # 2 LANES
+    Direction(Case(1, 16, (3, 9), 2, (1, 2), masked=False), np.float32),  # and 4
+]
+
+
+def problem_along(number):
+    """Run the derivatives along a direction; return what was wrong, None for nothing."""
+    made = DIRECTIONS[number]
+    expected = along_on_host(number)
+    directions = {"all": made.tangents}
+    if made.tangents.mask is not None:
+        directions["mask"] = Tangents(mask=made.tangents.mask)
+    try:
+        for moved, tangents in directions.items():
+            ours = made.both(dcn, tangents)
+            for name, reference in expected[moved].items():
+                if reference is not None and not agree(ours[name], reference, NOISE[np.float32]):
+                    return f"wrong {name} where {moved} moves"
+    except Crime as crime:
+        return f"{type(crime).__name__}: {crime.what}"
+    return None
+
+
+@functools.cache
+def along_on_host(number):
+    """What the NumPy path says to such a direction."""
+    made = DIRECTIONS[number].wide()
+    return {"all": made.both(), "mask": made.both(tangents=Tangents(mask=made.tangents.mask))}
+
+
 def agree(ours, expected, relative):
     """Tell whether numbers are close, and infinite or NaN in the same places."""
     ours, finite = ours.astype(np.float64), np.isfinite(expected)
@@ -2028,6 +2137,7 @@ def test_trials_find_nothing_wrong(cupy, monkeypatch):
     # Or they would find every fault.
     problems = [problem_of(number, monkeypatch) for number in range(len(TRIALS))]
     assert problems == [None] * len(TRIALS)
+    assert [problem_along(number) for number in range(len(DIRECTIONS))] == [None] * len(DIRECTIONS)
 
 
 def pytest_generate_tests(metafunc):
@@ -2049,6 +2159,10 @@ def test_planted_faults_are_caught(cupy, own_kernels, monkeypatch, fault):
     numbers = range(len(TRIALS))
     if fault.file == "numeric.cuh":  # the other dtypes come last
         numbers = reversed(numbers)
+    if fault.file in ALONG:
+        CAUGHT[fault] = next(filter(None, map(problem_along, range(len(DIRECTIONS)))), None)
+        assert CAUGHT[fault], "nothing noticed"
+        return
     if fault.file in ORDERING:
         kinds = ORDERING[fault.file]
         numbers = [n for kind in kinds for n in numbers if getattr(TRIALS[n], kind)]
