@@ -43,7 +43,7 @@ OLD = -W ignore::DeprecationWarning
 # Left out beside an old NVRTC: the registers of kernels, which are held to what the newest takes.
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-lowest faults test-memory mutants sanitize accuracy lint kernels gpu-report bench figures clean
+.PHONY: help demo test test-lowest faults fuzz test-memory mutants sanitize accuracy lint kernels gpu-report bench figures clean
 .NOTPARALLEL:
 
 help: ## say what there is to make
@@ -75,6 +75,9 @@ test-lowest: $(LOWEST) ## run the tests with the lowest versions that pyproject.
 
 mutants: $(VENV)/.ready-$(CUPY) ## plant faults in the CPU path and see them caught; ARGS='matmul' those of a file
 	$(TEST) tests/mutants.py -j $(WORKERS) $(ARGS)
+
+fuzz: $(VENV)/.ready-$(CUPY) ## make calls that nobody should make for ten minutes; ARGS='--minutes 60' longer
+	$(TEST) tests/hostile.py $(ARGS)
 
 sanitize: $(VENV)/.ready-$(CUPY) ## on a machine with a GPU: its tests under compute-sanitizer; elsewhere the emulator's checks
 	$(TEST) tests/sanitize.py $(ARGS)
