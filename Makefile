@@ -63,7 +63,7 @@ demo: $(VENV)-demo/.ready ## warp a photograph and recover it; the figure goes t
 test: lint ## lint, then run the tests; on a GPU too, if there is one
 	$(TEST) -m pytest -n $(WORKERS) $(ARGS)
 
-faults: $(VENV)/.ready-$(CUPY) ## plant every fault in the kernels and see it caught; make test plants each fifth
+faults: $(VENV)/.ready-$(CUPY) ## plant every fault in the kernels and see it caught; make test plants each tenth
 	$(TEST) -m pytest -n $(WORKERS) tests/test_gpu.py -k planted --every-fault $(ARGS)
 
 test-memory: $(VENV)/.ready-$(CUPY) ## measure memory at every size; make test does at a few

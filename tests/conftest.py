@@ -23,7 +23,7 @@ collect_ignore = [] if has_nvrtc() else NEED_NVRTC
 def pytest_addoption(parser):
     """Let all faults be planted in the kernels: each takes seconds, and there are hundreds."""
     parser.addoption(
-        "--every-fault", action="store_true", help="plant every fault, not each fifth (test_gpu.py)"
+        "--every-fault", action="store_true", help="plant every fault, not each tenth (test_gpu.py)"
     )
 
 
