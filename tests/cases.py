@@ -4,7 +4,6 @@ import re
 from dataclasses import dataclass, field
 
 import numpy as np
-import pytest
 
 from cupy_dcn import _oracle
 
@@ -86,10 +85,19 @@ CASES = [
 
 
 def least_workspace(function, *args, **kwargs):
-    """Return the least workspace_bytes of a call, as its error message names it."""
-    with pytest.raises(ValueError, match="workspace_bytes is 1, expected at least") as caught:
+    """Return the least workspace_bytes of a call, as its error message names it.
+
+    A forward without columns, on a GPU, has enough with any.
+    """
+    try:
         function(*args, **kwargs, workspace_bytes=1)
-    return int(re.search(r"at least (\d+)", str(caught.value)).group(1))
+    except ValueError as error:
+        said = str(error)
+    else:
+        return 1
+    least = re.match(r"workspace_bytes is 1, expected at least (\d+)", said)
+    assert least, said
+    return int(least.group(1))
 
 
 def budgets(function, *args, **kwargs):

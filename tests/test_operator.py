@@ -219,7 +219,7 @@ def test_signature_is_paddles():
     backward = inspect.signature(cupy_dcn.deform_conv2d_backward).parameters
     assert list(backward)[:12] == ["grad_output", *paddle]
     extras = {p.name: p.default for p in backward.values() if p.kind is p.KEYWORD_ONLY}
-    assert extras == {"needs": NAMES, "workspace_bytes": None}
+    assert extras == {"needs": NAMES, "workspace_bytes": None, "deterministic": False}
 
 
 def test_name_is_accepted_and_ignored():
