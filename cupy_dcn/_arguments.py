@@ -20,6 +20,7 @@ from ._arrays import (
     library_of,
     overlaps,
     require_array,
+    require_bytes,
     require_one_library,
 )
 from ._attributes import came, counted, geometry_of, integer, kernel_pair
@@ -71,7 +72,10 @@ def validate(
     offset_ = check_offset(offset, geometry, x_.dtype)
     mask_ = None if mask is None else check_mask(mask, geometry, x_.dtype)
     bias_ = None if bias is None else check_bias(bias, weight_)
-    return Arguments(x_, offset_, weight_, bias_, mask_, geometry, check_workspace(workspace_bytes))
+    budget = check_workspace(workspace_bytes)
+    call = Arguments(x_, offset_, weight_, bias_, mask_, geometry, budget)
+    require_bytes("the output", out_shape(call), x_.itemsize)
+    return call
 
 
 def require_dtype(name: str, array: Array, x: Array, like: str = "x") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]  # or a CuPy array, whose methods are the same
 
+MOST_BYTES = 2**63 - 1  # CuPy's sizes are such integers, and wrap
 SUPPORTED = "float64, float32, float16 or bfloat16"
 
 
@@ -81,7 +83,18 @@ def require_array(name: str, value: object, axes: str, besides: str = "") -> Arr
             f"{name} is not aligned: its address and strides {array.strides} must be multiples of"
             f" {array.itemsize} bytes on a GPU; a copy into cupy.empty is"
         )
+    require_bytes(name, array.shape, array.itemsize)  # NumPy has no larger ones
     return array
+
+
+def require_bytes(name: str, shape: tuple[int, ...], itemsize: int) -> None:
+    """Demand that the bytes of an array can be counted; axes of length 0 as if they were 1."""
+    nbytes = math.prod(length or 1 for length in shape) * itemsize
+    if nbytes > MOST_BYTES:
+        raise ValueError(
+            f"{name} of shape {shape} would take {nbytes} bytes, expected at most 2^63 - 1 ="
+            f" {MOST_BYTES}; larger sizes overflow index arithmetic"
+        )
 
 
 def require_one_library(arrays: Mapping[str, object]) -> None:

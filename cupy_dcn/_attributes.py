@@ -21,6 +21,8 @@ HINTS = {
     "deformable_groups": "1 shares the offsets among all channels",
     "kernel_size": "a 1x1 kernel is the smallest",
     "image_size": "it is the (H, W) of x",
+    "channels": "it is C_in, x.shape[1]",
+    "out_channels": "it is C_out",
     "x_shape": "x.shape of a NumPy or CuPy array is such a tuple",
     "in_channels": "it is C_in, x.shape[1]",
     "out_channels": "it is C_out, the channels of the output",
@@ -115,10 +117,11 @@ def integer(name: str, value: object, least: int, most: int = MOST) -> int:
         raise TypeError(f"{name} must be an int, got {came(value)}; {hint}")
     number = operator.index(value)  # type: ignore[arg-type]
     if number < least:
-        raise ValueError(f"{name} must be at least {least}, got {number}; {HINTS[name]}")
+        raise ValueError(f"{name} must be at least {least}, got {came(number)}; {HINTS[name]}")
     if number > most:
         raise ValueError(
-            f"{name} must be at most {most}, got {number}; larger ones overflow index arithmetic"
+            f"{name} must be at most {most}, got {came(number)};"
+            " larger ones overflow index arithmetic"
         )
     return number
 
@@ -131,7 +134,10 @@ def check_flag(name: str, value: object) -> None:
 
 def came(value: object) -> str:
     """Name what came instead of a number or a tuple, in a few characters."""
-    text = f"an array of {describe(value)}" if library_of(value) else repr(value)
+    try:
+        text = f"an array of {describe(value)}" if library_of(value) else repr(value)
+    except ValueError:  # Python writes out no int of more than 4300 digits
+        text = "an int of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

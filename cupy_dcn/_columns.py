@@ -18,7 +18,7 @@ from ._arguments import (
     check_workspace,
     require_dtype,
 )
-from ._arrays import Array, require_array, require_one_library
+from ._arrays import Array, require_array, require_bytes, require_one_library
 from ._attributes import check_flag, geometry_of, pair
 from ._cut import DEFAULT_WORKSPACE, Cut, Tile
 from ._geometry import Geometry
@@ -96,6 +96,7 @@ def deform_im2col(
     geometry = geometry_of(x.shape, kernel, stride, padding, dilation, deformable_groups, groups)
     offset = check_offset(offset, geometry, x.dtype)
     mask = None if mask is None else check_mask(mask, geometry, x.dtype)
+    require_bytes("the columns", _columns_shape(geometry), x.itemsize)
     twin = twin_of(x)
     dtype = twin.columns_dtype(x.dtype)
     cut = _cut(geometry, x, workspace_bytes, False)
@@ -177,6 +178,7 @@ def deform_col2im(
     check_grad_columns(grad_columns, geometry)
     offset, mask = _check_samples(grad_columns, offset, mask, geometry)
     check_flag("deterministic", deterministic)
+    require_bytes("grad_x", shape, grad_columns.itemsize)
     twin = twin_of(grad_columns)
     cut = _cut(geometry, grad_columns, workspace_bytes, True, deterministic)
     with twin.on_device(grad_columns):

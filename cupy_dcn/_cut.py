@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ._arrays import require_bytes
 from ._geometry import Geometry
 from ._workspace import ALIGNMENT, Workspace
 
@@ -177,7 +178,9 @@ def allocate_block(cuts: Sequence[Cut], library: Any, fixed_bytes: int) -> list[
         )
         for cut in cuts
     ]
-    block = library.empty(max(map(sum, sizes)), np.uint8)
+    nbytes = max(map(sum, sizes))
+    require_bytes("temporary memory", (nbytes,), 1)
+    block = library.empty(nbytes, np.uint8)
     memory = []
     for each in sizes:
         whole = Workspace(block, library)

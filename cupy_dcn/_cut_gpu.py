@@ -76,7 +76,7 @@ def cut_chunks(
     its chunks are whole images. In a backward, its blocks have ``sums``: as many blocks below each
     other as there is room for. There may be several ``sets`` of all temporaries.
     """
-    require_int_sizes(geometry, 0 if direct else out_channels)
+    require_int_sizes(geometry, 0 if direct else out_channels, itemsize)
     elements = geometry.taps * geometry.channels
     pixel_bytes = itemsize * (elements + out_channels)
     image_elements = copy_cells(geometry) * copy_channels(geometry, itemsize)
@@ -160,12 +160,13 @@ def order_fits(geometry: Geometry, pixel_bytes: int, workspace_bytes: int) -> bo
     return max(count_bytes, pixel_bytes) <= workspace_bytes // 4
 
 
-def require_int_sizes(geometry: Geometry, out_channels: int) -> None:
+def require_int_sizes(geometry: Geometry, out_channels: int, itemsize: int) -> None:
     """Demand that what cuBLAS takes as int, and the kernels count in int, fits; 0: no products."""
     sizes = {"2*deformable_groups*KH*KW": 2 * geometry.deformable_groups * geometry.taps}
     if out_channels:
         sizes["C_in/groups*KH*KW"] = geometry.group_channels * geometry.taps
         sizes["C_out/groups"] = out_channels // geometry.groups
+    sizes["C_in, with zeros up to whole loads,"] = copy_channels(geometry, itemsize)
     for formula, size in sizes.items():
         if size > LARGEST_DIMENSION:
             raise ValueError(

@@ -19,6 +19,7 @@ only when its own file has changed.
 from __future__ import annotations
 
 import functools
+import threading
 
 import numpy as np
 from numba import from_dtype, njit, types
@@ -44,13 +45,22 @@ class Loop:
 
     def __init__(self, function, *arguments):
         self._function, self._arguments = function, arguments
-        self._made = functools.cache(self._make)
+        self._compiled, self._lock = {}, threading.Lock()
 
     def __call__(self, location, data, *values):
-        """Run on locations of one dtype and everything else of another."""
-        self._made(location, data)(*values)
+        """Run on locations of one dtype and everything else of another.
 
-    def _make(self, location, data):
+        Threads that are the first to do so wait for a single compilation.
+        """
+        compiled = self._compiled.get((location, data))
+        if compiled is None:
+            with self._lock:
+                compiled = self._compiled.get((location, data))
+                if compiled is None:
+                    compiled = self._compiled[location, data] = self._compile(location, data)
+        compiled(*values)
+
+    def _compile(self, location, data):
         where, what = from_dtype(location), from_dtype(data)
         kinds = {
             "locations": types.Array(where, 1, "C", readonly=True),

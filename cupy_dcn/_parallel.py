@@ -12,11 +12,12 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Protocol, TypeVar
 
 import numpy as np
 
-from ._blas import BlasLibrary, blas_libraries
+from ._blas import blas_libraries
 
 Item = TypeVar("Item", covariant=True)
 Worker = TypeVar("Worker")
@@ -36,22 +37,23 @@ class _BlasHeld:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._before: list[tuple[BlasLibrary, int]] = []
+        self._restoring = ExitStack()
 
     def __enter__(self) -> None:
         with self._lock:
             if self._inside == 0:
-                self._before = [(library, library.num_threads or 1) for library in _libraries()]
-                for library, _ in self._before:
-                    library.set_num_threads(1)
+                with ExitStack() as restoring:  # at once if one of several can't be held
+                    for library in _libraries():
+                        restoring.callback(library.set_num_threads, library.num_threads or 1)
+                        library.set_num_threads(1)
+                    self._restoring = restoring.pop_all()
             self._inside += 1
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
-                for library, threads in self._before:
-                    library.set_num_threads(threads)
+                self._restoring.close()
 
 
 _blas_held = _BlasHeld()

@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from . import _kernels
 from ._arrays import SUPPORTED, is_half, is_supported
-from ._attributes import came, geometry_of, is_integer, pair
+from ._attributes import came, geometry_of, integer, pair
 from ._cut import DEFAULT_WORKSPACE
+from ._cut_gpu import require_int_sizes
 from ._depthwise_gpu import block_sums
 from ._direct_gpu import is_direct
 from ._geometry import Geometry
@@ -134,19 +135,17 @@ def kernels_of(
             raise TypeError(
                 f"{name} must be True or False, got {came(value)}; a warmup takes no arrays"
             )
-    if not is_integer(channels):
-        raise TypeError(f"channels must be an int, got {came(channels)}; it is C_in, x.shape[1]")
-    if channels < 1:  # type: ignore[operator]
-        raise ValueError(f"channels must be at least 1, got {channels}; it is C_in, x.shape[1]")
+    channels = integer("channels", channels, 1)
     height, width = pair("kernel_size", kernel_size, 1)
-    shape = (1, int(channels), height, width)  # type: ignore[call-overload]
+    shape = (1, channels, height, width)
     geometry = geometry_of(
         shape, (height, width), 1, 0, 1, deformable_groups, groups, owner="the layer"
     )
+    x = dtype_of("dtype", dtype)
     outputs = geometry.group_channels
     if out_channels is not None:
         outputs = check_out_channels(out_channels, geometry) // geometry.groups
-    x = dtype_of("dtype", dtype)
+    require_int_sizes(geometry, outputs * geometry.groups, x.itemsize)
     offset = x if offset_dtype is None else dtype_beside(x, "offset_dtype", offset_dtype)
     factor = x if mask_dtype is None else dtype_beside(x, "mask_dtype", mask_dtype)
     found = layer_kernels(geometry, x, offset, factor if mask else None, INDEX, backward)
@@ -211,15 +210,13 @@ def load(cupy: ModuleType, wanted: Iterable[tuple[str, Macros]]) -> None:
 
 def check_out_channels(value: object, geometry: Geometry) -> int:
     """Return C_out if the layer can have as many."""
-    if not is_integer(value):
-        raise TypeError(f"out_channels must be an int, got {came(value)}; it is C_out")
-    count, groups = int(value), geometry.groups  # type: ignore[call-overload]
-    if count < 1 or count % groups:
+    count, groups = integer("out_channels", value, 1), geometry.groups
+    if count % groups:
         raise ValueError(
             f"out_channels is {count}, expected a positive multiple of groups = {groups}; it is"
             " C_out, weight.shape[0]"
         )
-    return int(count)
+    return count
 
 
 def dtype_of(name: str, value: object) -> np.dtype[Any]:

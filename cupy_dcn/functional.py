@@ -80,6 +80,8 @@ def deform_conv2d(
         Accepted as in Paddle, and ignored.
     out : ndarray, shape (N, C_out, OH, OW), optional
         Takes the result, and is returned. C-contiguous, of x's dtype, apart from the inputs.
+        Validation errors leave it untouched; after a failure during the work, such as memory
+        running out or an interrupt, it may be written in part.
     workspace_bytes : int, optional
         Bound of temporary memory, 64 MiB by default, whatever the batch and the resolution; besides
         it the call takes the weight's copy and 1 MiB a thread. On a GPU the copy of an image that

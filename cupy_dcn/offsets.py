@@ -10,7 +10,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ._arrays import Array, compute_dtype, module_of, on_device, require_array, require_one_library
+from ._arrays import (
+    Array,
+    compute_dtype,
+    module_of,
+    on_device,
+    require_array,
+    require_bytes,
+    require_one_library,
+)
 from ._attributes import integer_sides, pair
 
 
@@ -54,9 +62,11 @@ def pack_offset(dy: Array, dx: Array) -> Array:
             " broadcast_to makes one from a constant"
         )
     images, taps, *size = dy.shape
+    shape = images, 2 * taps, *size
+    require_bytes("the offset", shape, dy.itemsize)
     with on_device(dy):
         stacked: Array = module_of(dy).stack((dy, dx), axis=2)
-        return stacked.reshape(images, 2 * taps, *size)
+        return stacked.reshape(shape)
 
 
 def unpack_offset(offset: Array) -> tuple[Array, Array]:

@@ -23,7 +23,7 @@ from ._arguments import (
     layer_geometry,
     require_dtype,
 )
-from ._arrays import Array, library_of, require_array, require_one_library
+from ._arrays import Array, library_of, require_array, require_bytes, require_one_library
 from ._attributes import check_flag
 from ._plan_arguments import (
     AXES,
@@ -99,6 +99,8 @@ class Plan:
     side by side, make a plan for each thread or stream. The memory is of the allocator and stream
     that are current when the plan is made: let work on other streams end before you drop it.
 
+    After an exception in a call, a plan can be called as before.
+
     On NumPy arrays a plan works on as many threads as NumPy's BLAS would use when it is made. What
     NumPy allocates during a call stays below 1 MiB a thread.
 
@@ -143,6 +145,8 @@ class Plan:
             self._x_shape, self._weight, stride, padding, dilation, deformable_groups, groups
         )
         self._bias = None if bias is None else check_bias(bias, self._weight)
+        require_bytes("x", self._x_shape, self._dtype.itemsize)
+        require_bytes("the output", self.out_shape, self._dtype.itemsize)
         check_flag("masked", masked)
         check_flag("backward", backward)
         check_flag("deterministic", deterministic)
@@ -205,7 +209,7 @@ class Plan:
         x, offset, mask : ndarray
             As in `deform_conv2d`; a mask if the plan was made with one.
         out : ndarray, optional
-            Takes the result, and is returned.
+            Takes the result, and is returned. After an exception it is as in `deform_conv2d`.
 
         Returns
         -------
@@ -240,7 +244,8 @@ class Plan:
             Which gradients to compute.
         out : Gradients or tuple of five, optional
             Arrays that take the gradients of x, offset, weight, bias and mask, such as an earlier
-            result; None in its place allocates one. Those not in ``needs`` are left alone.
+            result; None in its place allocates one. Those not in ``needs`` are left alone. After
+            an exception they are as the ``out`` of `deform_conv2d`.
 
         Returns
         -------
@@ -270,6 +275,11 @@ class Plan:
             Of the shape, dtype, library and device of the one before.
         bias : ndarray, shape (C_out,), optional
             None leaves the bias as it is.
+
+        Notes
+        -----
+        Validation errors leave weight and bias as they were. Where it fails later, memory running
+        out or at an interrupt, they may be a mixture of old and new: set them again.
         """
         weight, bias = check_weight(weight, bias, self._weight, self._bias)
         prepared = self._forward

@@ -156,7 +156,7 @@ def test_pixels_of_several_images_are_a_size_that_cublas_takes():
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_sizes_that_cublas_does_not_take_are_refused(backward):
-    # K*C_in/groups, C_out/groups and the channels of an offset: the most, and one more.
+    # K*C_in/groups, C_out/groups, the channels of an offset and of a copy: the most, one more.
     def layer(channels, kernel=(1, 1), groups=1, deformable_groups=1):
         return Geometry(
             1, channels, 9, 9, *kernel, 1, 1, 1, 1, 0, 0, 1, 1, groups, deformable_groups
@@ -164,7 +164,9 @@ def test_sizes_that_cublas_does_not_take_are_refused(backward):
 
     most, budget = LARGEST_DIMENSION, 2**60
     for geometry, out_channels, refused in (
-        (layer(most), 1, None),
+        (layer(most - 3), 1, None),
+        (layer(most), 1, "C_in, with zeros up to whole loads, is 2147483648"),
+        (layer(most), 0, "C_in, with zeros up to whole loads, is 2147483648"),
         (layer(most + 1), 1, r"C_in/groups\*KH\*KW is 2147483648"),
         (layer(2**20, (2**5, 2**6)), 1, r"C_in/groups\*KH\*KW is 2147483648"),
         (layer(2**20, (2**5, 2**6), groups=2), 2, None),

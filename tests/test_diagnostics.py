@@ -514,7 +514,7 @@ def test_warmup_is_for_the_current_device(stand_in):
         ({"kernel_size": 0}, ValueError, "kernel_size must be at least 1, got 0"),
         ({"kernel_size": (3, 3, 3)}, ValueError, "kernel_size has 3 values, expected an int or"),
         ({"out_channels": 2.5}, TypeError, "out_channels must be an int, got 2.5; it is C_out"),
-        ({"out_channels": 0}, ValueError, "out_channels is 0, expected a positive multiple of"),
+        ({"out_channels": 0}, ValueError, "out_channels must be at least 1, got 0; it is C_out"),
         (
             {"out_channels": 6, "groups": 4},
             ValueError,
