@@ -551,10 +551,12 @@ RESULTS = [
           grad_columns=repeated((2, 2, 15000 * 23999, 6, 3)),
           offset=repeated((2, 36, 15000, 23999)),
           mask=repeated((2, 18, 15000, 23999))),
-    wrong("an output of more bytes than are counted", ValueError, "the output of shape"
-          " (2, 72057594037927936, 4, 7) would take 16140901064495857664 bytes, expected at most"
+    wrong("a result of more bytes than are counted", ValueError, "grad_x of shape (2, 6,"
+          " 2147483647, 2147483647) would take 221360928678356189232 bytes, expected at most"
           " 2^63 - 1 = 9223372036854775807; larger sizes overflow index arithmetic",
-          only=CONVOLUTIONS, weight=repeated((2**56, 3, 3, 2)), bias=None),
+          only=("deform_col2im",), image_size=(2**31 - 1, 2**31 - 1), stride=2**31 - 1, padding=0,
+          grad_columns=array((2, 2, 1, 6, 3)), offset=array((2, 36, 1, 1)),
+          mask=array((2, 18, 1, 1))),
     wrong("more taps than 32 bits count", ValueError, "2*deformable_groups*KH*KW is 2147483648,"
           " expected at most 2^31 - 1 = 2147483647 on a GPU, as cuBLAS and the kernels count in 32"
           " bits here; take a smaller kernel, or cut the layer into several with fewer channels",
