@@ -25,7 +25,6 @@ HINTS = {
     "out_channels": "it is C_out",
     "x_shape": "x.shape of a NumPy or CuPy array is such a tuple",
     "in_channels": "it is C_in, x.shape[1]",
-    "out_channels": "it is C_out, the channels of the output",
     "workspace_bytes": "None takes the default of 64 MiB",
     "masked": "a plan takes the mask when it is called",
     "backward": "a plan takes grad_output when it is called",
