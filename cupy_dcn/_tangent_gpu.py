@@ -51,7 +51,8 @@ def columns_tangent(images: Images, samples: Samples, tangents: Tangents) -> Arr
     """Return the tangent of a tile's columns."""
     columns = empty_columns(samples.cut.geometry, samples.tile, samples.dtype, samples.workspace)
     arrays = _sources(images, samples, tangents)
-    samples.launch("deform_im2col_tangent", columns, _strides(samples, tangents), *arrays, columns)
+    strides = direction_strides(tangents, samples.cut.index)
+    samples.launch("deform_im2col_tangent", columns, strides, *arrays, columns)
     return columns
 
 
@@ -63,14 +64,13 @@ def _sources(images: Images, samples: Samples, tangents: Tangents) -> tuple[Arra
     return *values, samples.offset, samples.mask, *moves
 
 
-def _strides(samples: Samples, tangents: Tangents) -> Array:
+def direction_strides(tangents: Tangents, index: np.dtype[Any]) -> Array:
     """Return struct DirectionStrides of tangent.cuh."""
     fields = [
         stride
         for array in (tangents.offset, tangents.mask)
         for stride in (NO_STRIDES if array is None else element_strides(array))
     ]
-    index = samples.cut.index
     return np.array(fields, index).view(np.dtype((np.void, len(fields) * index.itemsize)))
 
 
@@ -122,8 +122,8 @@ class DoublePullback(Pullback):
                     gradient[...] = 0
             return
         arrays = _sources(images, samples, tangents)
+        strides = direction_strides(tangents, self.cut.index)
         samples.launch(
-            "deform_double_backward", columns, _strides(samples, tangents), grads, turned, *arrays,
-            sums, *gradients,
+            "deform_double_backward", columns, strides, grads, turned, *arrays, sums, *gradients,
             wants=Wants(sums is not None, *(grad is not None for grad in gradients)),
         )  # fmt: skip

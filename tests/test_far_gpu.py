@@ -6,16 +6,17 @@ neighbourhood is all that there is; so the oracle needs no more than the corner 
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import pytest
 from cases import Case, assert_close
+from directions import slope
 from emulated_cupy import configure
 from emulator import Crime
 from libraries import dcn
 
-from cupy_dcn import _kernels, _launch_gpu, _oracle
+from cupy_dcn import Tangents, _kernels, _launch_gpu, _oracle, _tangent_gpu
 from cupy_dcn._columns_gpu import copy_shape, empty_columns, locate
 from cupy_dcn._cut import Cut, Tile
 from cupy_dcn._cut_gpu import extent, index_dtype
@@ -86,16 +87,24 @@ class Far:
 
     @cached_property
     def near(self):
-        """The arrays of the corner; offsets stay within it, gradients are of the last pixels."""
+        """The arrays of the corner; offsets stay within it, gradients are of the last pixels.
+
+        And a direction in them, along which no sample comes to a grid line.
+        """
         x, offset, weight, bias, mask, grad = self.case.arrays(self.dtype)
         grad[:, :, :-ROWS], grad[:, :, :, :-COLUMNS] = 0, 0
-        columns = np.zeros((1, self.case.groups, CORNER**2, 9, self.case.channels), self.dtype)
-        columns = columns[..., : self.case.channels // self.case.groups].copy()
-        values = np.random.default_rng(1).standard_normal(columns.shape)
-        columns[:, :, LAST] = values[:, :, LAST]
+        case, rng = self.case, np.random.default_rng(1)
+        columns = rng.standard_normal((1, case.groups, CORNER**2, 9, case.channels // case.groups))
+        columns[:, :, np.setdiff1d(np.arange(CORNER**2), LAST)] = 0
         offset = np.clip(offset, -2.5, 2.5)
-        found = {"x": x, "offset": offset, "weight": weight, "bias": bias, "mask": mask}
-        return found | {"columns": columns, "grad_output": grad}
+        offset = (np.floor(offset) + 0.1 + 0.8 * (offset - np.floor(offset))).astype(self.dtype)
+        found = {"x": x, "offset": offset, "mask": mask, "columns": columns.astype(self.dtype)}
+        moves = {
+            f"{name}_tangent": rng.uniform(-1, 1, array.shape).astype(self.dtype)
+            for name, array in found.items()
+        }
+        moves["columns_tangent"] *= found["columns"] != 0
+        return found | moves | {"weight": weight, "bias": bias, "grad_output": grad}
 
     @cached_property
     def exact(self):
@@ -185,15 +194,16 @@ def check_im2col(far):
     check_columns(far, rows)
 
 
-def check_columns(far, rows):
-    expected = far.sampled()[0][:, LAST].reshape(far.case.groups, ROWS, COLUMNS, 9, -1)
+def check_columns(far, rows, expected=None):
+    expected = far.sampled() if expected is None else expected
+    expected = expected[0][:, LAST].reshape(far.case.groups, ROWS, COLUMNS, 9, -1)
     for row, ours in enumerate(rows):
         far.close(ours, expected[:, row])
 
 
-def given_columns(far):
+def given_columns(far, name="columns"):
     columns, rows = far.columns()
-    near = far.near["columns"][0][:, LAST].reshape(far.case.groups, ROWS, COLUMNS, 9, -1)
+    near = far.near[name][0][:, LAST].reshape(far.case.groups, ROWS, COLUMNS, 9, -1)
     for row, part in enumerate(rows):
         part[...] = dcn.to_device(near[:, row].copy())
     return columns, rows
@@ -207,8 +217,9 @@ def check_col2im(far):
     check_sums(far, corner)
 
 
-def check_sums(far, corner):
-    grad_x = far.pulled()[0].reshape(far.case.deformable_groups, -1, CORNER, CORNER)
+def check_sums(far, corner, grad_x=None):
+    grad_x = far.pulled()[0] if grad_x is None else grad_x
+    grad_x = grad_x.reshape(far.case.deformable_groups, -1, CORNER, CORNER)
     far.close(corner, grad_x.transpose(2, 3, 0, 1))
 
 
@@ -222,9 +233,10 @@ def check_coord_grad(far):
     check_coordinates(far, grads)
 
 
-def check_coordinates(far, grads):
-    for ours, expected in zip(grads, far.pulled()[1:], strict=True):
-        far.close(ours[1, :, -ROWS:, -COLUMNS:], last(expected))
+def check_coordinates(far, grads, expected=None):
+    expected = far.pulled()[1:] if expected is None else expected
+    for ours, exact in zip(grads, expected, strict=True):
+        far.close(ours[1, :, -ROWS:, -COLUMNS:], last(exact))
 
 
 def check_backward(far):
@@ -237,6 +249,55 @@ def check_backward(far):
     check_columns(far, rows)
     check_sums(far, corner)
     check_coordinates(far, grads)
+
+
+def given_direction(far):
+    """Return strides, images, those of the direction, offset, mask, and how these move."""
+    images = [far.copies(far.near[name], far.dtype)[0] for name in ("x", "x_tangent")]
+    moves = far.output("offset_tangent"), far.output("mask_tangent")
+    strides = _tangent_gpu.direction_strides(Tangents(offset=moves[0], mask=moves[1]), far.index)
+    return strides, (*images, "offset", "mask", *moves)
+
+
+@cache
+def tangents(layer):
+    """Return the tangents of the columns, and of the gradients of x, offset and mask."""
+    far = Far(layer)
+    sampling, groups = far.case.sampling, far.case.groups
+    arrays = {name: far.exact[name] for name in ("x", "offset", "mask")}
+    moves = {name: far.exact[f"{name}_tangent"] for name in (*arrays, "columns")}
+
+    def columns(x, offset, mask):
+        return _oracle.im2col(x, offset, *sampling, groups, mask)
+
+    def gradients(columns, x, offset, mask):
+        pulled = _oracle.backward_of_im2col(columns, x, offset, *sampling, mask)
+        return np.concatenate(pulled, 1)
+
+    both = slope(gradients, arrays | {"columns": far.exact["columns"]}, moves)
+    ends = np.cumsum([arrays["x"].shape[1], arrays["offset"].shape[1]])
+    return slope(columns, arrays, moves), np.split(both, ends, 1)
+
+
+def check_im2col_tangent(far):
+    strides, sources = given_direction(far)
+    columns, rows = far.columns()
+    far.launch("deform_im2col_tangent", columns, strides, *sources, columns)
+    check_columns(far, rows, tangents(far.layer)[0])
+
+
+def check_double_backward(far):
+    # The second derivatives are symmetric: they are how the gradients move along the direction.
+    strides, sources = given_direction(far)
+    columns, turned = (given_columns(far, name)[0] for name in ("columns", "columns_tangent"))
+    sums, corner = far.copies(np.zeros_like(far.near["x"]), np.result_type(far.dtype, np.float32))
+    grads = far.output("offset"), far.output("mask")
+    arrays = strides, columns, turned, *sources, sums, *grads
+    wants = Wants(grad_x=True, grad_offset=True, grad_mask=True)
+    far.launch("deform_double_backward", columns, *arrays, wants=wants)
+    grad_x, *coordinates = tangents(far.layer)[1]
+    check_sums(far, corner, grad_x)
+    check_coordinates(far, grads, coordinates)
 
 
 def check_direct(far):
@@ -311,6 +372,8 @@ CHECKS = {
     "deform_col2im": check_col2im,
     "deform_coord_grad": check_coord_grad,
     "deform_backward": check_backward,
+    "deform_im2col_tangent": check_im2col_tangent,
+    "deform_double_backward": check_double_backward,
     "to_channels_last": check_to_channels_last,
     "from_channels_last": check_from_channels_last,
     "deform_direct": check_direct,
@@ -328,9 +391,7 @@ TRIALS = [
 def test_no_kernel_is_left_out():
     # Points are ordered with indices of 32 bits alone.
     ordered = {"count_samples", "start_cells", "order_samples", "deform_backward_sorted"}
-    # Not run there yet.
     ordered |= {"rank_samples", "deform_col2im_ordered"}
-    ordered |= {"deform_im2col_tangent", "deform_double_backward"}
     assert set(CHECKS) == set(_kernels.FILES) - ordered
 
 
@@ -347,13 +408,16 @@ def test_up_to_32_bits(name, layer):
 @pytest.mark.parametrize(("name", "layer"), TRIALS)
 def test_32_bits_are_too_few(name, layer, monkeypatch):
     # As if the host had not noticed: what it packs wraps around, and so does what kernels compute.
-    pack = _launch_gpu.launch_geometry
+    def wrapping(pack):
+        def wrapped(*arguments, **more):
+            *others, index = arguments
+            fields = np.frombuffer(pack(*others, INT64, **more).tobytes(), np.int64)
+            return fields.astype(index).view(np.dtype((np.void, fields.size * index.itemsize)))
 
-    def wrapped(geometry, itemsize, index, **more):
-        fields = np.frombuffer(pack(geometry, itemsize, INT64, **more).tobytes(), np.int64)
-        return fields.astype(index).view(np.dtype((np.void, fields.size * index.itemsize)))
+        return wrapped
 
-    monkeypatch.setattr(_launch_gpu, "launch_geometry", wrapped)
+    for module, pack in ((_launch_gpu, "launch_geometry"), (_tangent_gpu, "direction_strides")):
+        monkeypatch.setattr(module, pack, wrapping(getattr(module, pack)))
     for function in (_launch_gpu.sampling_launch, to_channels_last, from_channels_last):
         function.cache_clear()
     with pytest.raises((Crime, AssertionError)):
