@@ -16,13 +16,20 @@ from emulated_cupy import configure
 from emulator import Crime
 from libraries import dcn
 
-from cupy_dcn import Tangents, _kernels, _launch_gpu, _oracle, _tangent_gpu
-from cupy_dcn._columns_gpu import copy_shape, empty_columns, locate
+from cupy_dcn import Tangents, _columns_gpu, _kernels, _launch_gpu, _oracle, _tangent_gpu
+from cupy_dcn._columns_gpu import copy_shape, empty_columns, locate, part_of_columns
 from cupy_dcn._cut import Cut, Tile
-from cupy_dcn._cut_gpu import extent, index_dtype
+from cupy_dcn._cut_gpu import copy_cells, extent, index_dtype
 from cupy_dcn._geometry import Geometry
-from cupy_dcn._launch_gpu import element_strides, from_channels_last, to_channels_last
-from cupy_dcn._specialisation import Wants, depthwise_macros
+from cupy_dcn._launch_gpu import (
+    element_strides,
+    from_channels_last,
+    order_launch,
+    sampling_launch,
+    to_channels_last,
+)
+from cupy_dcn._order_gpu import Order
+from cupy_dcn._specialisation import Wants, depthwise_macros, is_planar, sampling_macros
 from cupy_dcn._workspace import Workspace
 
 INT32, INT64 = np.dtype(np.int32), np.dtype(np.int64)
@@ -46,6 +53,8 @@ LAYERS = {
     "depthwise": (corner(4, groups=4), np.float32),
     "shared depthwise": (corner(16, groups=16), np.float64),
 }
+
+PREPARED = (sampling_launch, order_launch, to_channels_last, from_channels_last)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -203,10 +212,14 @@ def check_columns(far, rows, expected=None):
 
 def given_columns(far, name="columns"):
     columns, rows = far.columns()
+    put_columns(far, rows, name)
+    return columns, rows
+
+
+def put_columns(far, rows, name="columns"):
     near = far.near[name][0][:, LAST].reshape(far.case.groups, ROWS, COLUMNS, 9, -1)
     for row, part in enumerate(rows):
         part[...] = dcn.to_device(near[:, row].copy())
-    return columns, rows
 
 
 def check_col2im(far):
@@ -300,6 +313,102 @@ def check_double_backward(far):
     check_coordinates(far, grads, coordinates)
 
 
+def points(far):
+    """Return the numbers and cells of the points of the last pixels that lie in the image.
+
+    Points are numbered, in 32 bits, in a tile of the last rows alone.
+    """
+    groups, height = far.case.deformable_groups, far.height
+    offset = far.exact["offset"][0, :, -ROWS:, -COLUMNS:].reshape(-1, 2, ROWS, COLUMNS)
+    plane, row, column = np.indices((groups * 9, ROWS, COLUMNS))
+    y = height - ROWS + row + plane % 9 // 3 - 1 + offset[:, 0]
+    x = WIDE - COLUMNS + column + plane % 3 - 1 + offset[:, 1]
+    numbers = (groups * 9 + plane) * ROWS * WIDE + row * WIDE + WIDE - COLUMNS + column
+    rows = (groups + plane // 9) * (height + 3) + 1 + np.floor(y)
+    cells = rows * (WIDE + 1) + 1 + np.floor(x)
+    inside = (y < height) & (x < WIDE)
+    return numbers[inside], cells[inside].astype(np.int64)
+
+
+def last_cells(far):
+    """Return the cells of the second image's last rows, for every deformable group a stretch."""
+    cells, groups = copy_cells(far.geometry), far.case.deformable_groups
+    first = (far.height + 3 - CORNER - 3) * (WIDE + 1)
+    return [slice(p * cells + first, (p + 1) * cells) for p in range(groups, 2 * groups)]
+
+
+def ordered(far):
+    """Return the points as sample_order.cu would leave them, as far as the last cells ask."""
+    numbers, cells = points(far)
+    count = 2 * far.case.deformable_groups * copy_cells(far.geometry)
+    starts = dcn.array_module.empty(count + 1 + -(-count // 1024), np.int32)
+    for there in last_cells(far):
+        ends = np.searchsorted(np.sort(cells), np.arange(there.start, there.stop), "right")
+        starts[there] = dcn.to_device(np.r_[np.sum(cells < there.start), ends[:-1]].astype("i4"))
+        stretches = np.arange(there.start // 1024, (there.stop - 1) // 1024 + 1)
+        at = np.minimum(stretches * 1024 + 1023, there.stop - 1) - there.start
+        first = count + 1 + stretches[0]
+        starts[first : first + len(at)] = dcn.to_device(ends[at].astype(np.int32))
+    return Order(starts, dcn.to_device(numbers[np.lexsort((numbers, cells))].astype(np.int32)))
+
+
+def last_tile(far):
+    return Tile(slice(0, 2), slice(far.height - ROWS, far.height), slice(0, WIDE))
+
+
+def columns_of(far, tile):
+    """Return a tile of all columns, or one of its own where columns are planes."""
+    if is_planar(far.geometry, far.dtype.itemsize):
+        return empty_columns(far.geometry, tile, far.dtype, far.workspace)
+    return part_of_columns(far.columns()[0], far.geometry, tile)
+
+
+def check_col2im_ordered(far):
+    geometry, tile = far.geometry, last_tile(far)
+    columns = columns_of(far, tile)
+    put_columns(far, [columns[1, :, end - COLUMNS : end] for end in (WIDE, 2 * WIDE)])
+    sums, corner = far.copies(np.zeros_like(far.near["x"]), np.result_type(far.dtype, np.float32))
+    cut = Cut(geometry, 2, None, 0, 1, 0, 0, index=far.index, deterministic=True)
+    samples = locate(far.output("offset"), far.output("mask"), cut, tile, far.dtype, far.workspace)
+    far.demand([samples.offset, samples.mask, sums])
+    order = ordered(far)
+    macros = sampling_macros(geometry, *[far.dtype] * 3, far.index)
+    # Of cells whose row and column have a parity each, no points come before the last four rows.
+    blocks = 4 * (WIDE // 2 + 1) * macros.lanes // macros.block * far.case.deformable_groups
+    with pytest.MonkeyPatch.context() as patch, configure(last_blocks=blocks):
+        patch.setattr(_columns_gpu, "sample_order", lambda *_: order)
+        samples.add_in_order(columns, sums)
+    check_sums(far, corner)
+
+
+def check_count_samples(far):
+    groups, tile = far.case.deformable_groups, last_tile(far)
+    offset = _columns_gpu.of_tile(far.output("offset"), tile)
+    far.demand([offset])
+    counts = dcn.array_module.empty(2 * groups * copy_cells(far.geometry), np.int32)
+    for there in last_cells(far):
+        counts[there] = 0
+    places = dcn.array_module.empty((2 * groups * 9 * tile.image_pixels, 2), np.int32)
+    places.fill(-1)
+    rectangle = far.height - ROWS, 0, ROWS, WIDE
+    arguments = rectangle, 2, offset.dtype, element_strides(offset)
+    launch = order_launch(far.geometry, far.index, far.dtype, *arguments)
+    with configure(last_blocks=groups):
+        launch.run(dcn.array_module, "count_samples", (offset, counts, places))
+    numbers, cells = points(far)
+    ours = dcn.array_module.asnumpy(places)[numbers]
+    np.testing.assert_array_equal(ours[:, 0], cells)
+    for there in last_cells(far):
+        mine = cells[(cells >= there.start) & (cells < there.stop)] - there.start
+        inside = slice(0, -2 * (WIDE + 1))  # before the rows of points outside
+        expected = np.bincount(mine, minlength=there.stop - there.start)
+        found = dcn.array_module.asnumpy(counts[there])
+        np.testing.assert_array_equal(found[inside], expected[inside])
+    order = np.lexsort((ours[:, 1], cells))
+    starts = np.searchsorted(cells[order], cells[order])
+    np.testing.assert_array_equal(ours[order, 1], np.arange(len(cells)) - starts)
+
+
 def check_direct(far):
     image, _ = far.copies(far.near["x"], far.dtype)
     out = dcn.array_module.empty((2, far.case.channels, far.height, WIDE), far.dtype)
@@ -374,6 +483,8 @@ CHECKS = {
     "deform_backward": check_backward,
     "deform_im2col_tangent": check_im2col_tangent,
     "deform_double_backward": check_double_backward,
+    "deform_col2im_ordered": check_col2im_ordered,
+    "count_samples": check_count_samples,
     "to_channels_last": check_to_channels_last,
     "from_channels_last": check_from_channels_last,
     "deform_direct": check_direct,
@@ -389,10 +500,10 @@ TRIALS = [
 
 
 def test_no_kernel_is_left_out():
-    # Points are ordered with indices of 32 bits alone.
-    ordered = {"count_samples", "start_cells", "order_samples", "deform_backward_sorted"}
-    ordered |= {"rank_samples", "deform_col2im_ordered"}
-    assert set(CHECKS) == set(_kernels.FILES) - ordered
+    # These have arrays of points and cells, which are numbered in 32 bits whatever the index; where
+    # it has 64, deform_backward_sorted is not launched.
+    numbered = {"start_cells", "order_samples", "rank_samples", "deform_backward_sorted"}
+    assert set(CHECKS) == set(_kernels.FILES) - numbered
 
 
 @pytest.mark.parametrize(("name", "layer"), TRIALS)
@@ -418,9 +529,9 @@ def test_32_bits_are_too_few(name, layer, monkeypatch):
 
     for module, pack in ((_launch_gpu, "launch_geometry"), (_tangent_gpu, "direction_strides")):
         monkeypatch.setattr(module, pack, wrapping(getattr(module, pack)))
-    for function in (_launch_gpu.sampling_launch, to_channels_last, from_channels_last):
+    for function in PREPARED:
         function.cache_clear()
     with pytest.raises((Crime, AssertionError)):
         CHECKS[name](Far(layer, INT32))
-    for function in (_launch_gpu.sampling_launch, to_channels_last, from_channels_last):
+    for function in PREPARED:
         function.cache_clear()
