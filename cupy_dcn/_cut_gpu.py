@@ -41,7 +41,9 @@ LEAST_TILE_HEIGHT = 2
 POINT_BYTES, RANK_BYTES, CELL_BYTES = 12, 4, 4
 STRETCH = 1024  # cells, as in order.cuh
 MOST_POINTS = 2**20  # of an image and deformable group of a chunk, see rank_samples
-MOST_NUMBERS = 2**31 - 1  # of points and cells: kernels count those of a chunk in 32 bits
+# Of points and cells: kernels count those of a chunk in 32 bits, behind the counts of all cells the
+# ends of their stretches, and a few beyond the last point.
+MOST_NUMBERS = 2**31 - 2**22
 # Blocks that sum the gradient of a depthwise weight: several rounds of any device.
 MOST_SUMS = 4096
 LARGEST_DIMENSION = 2**31 - 1  # cuBLAS takes the sizes of matrices as int

@@ -546,7 +546,7 @@ RESULTS = [
         }.items()
     ),
     wrong("more cells than 32 bits count", ValueError, "deterministic=True numbers an image's"
-          " 2160306009 cells, deformable_groups * (H + 3) * (W + 1), expected at most 2147483647;",
+          " 2160306009 cells, deformable_groups * (H + 3) * (W + 1), expected at most 2143289344;",
           only=("deform_col2im",), libraries=ON_GPU, deterministic=True, image_size=(30000, 24000),
           grad_columns=repeated((2, 2, 15000 * 23999, 6, 3)),
           offset=repeated((2, 36, 15000, 23999)),

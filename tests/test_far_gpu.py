@@ -19,7 +19,7 @@ from libraries import dcn
 from cupy_dcn import Tangents, _columns_gpu, _kernels, _launch_gpu, _oracle, _tangent_gpu
 from cupy_dcn._columns_gpu import copy_shape, empty_columns, locate, part_of_columns
 from cupy_dcn._cut import Cut, Tile
-from cupy_dcn._cut_gpu import copy_cells, extent, index_dtype
+from cupy_dcn._cut_gpu import MOST_NUMBERS, copy_cells, extent, index_dtype
 from cupy_dcn._geometry import Geometry
 from cupy_dcn._launch_gpu import (
     element_strides,
@@ -169,7 +169,7 @@ class Far:
     def demand(self, arrays):
         """Check that the kernels' index is as wide as each of these arrays needs, for itself."""
         wanted = {index_dtype([extent(array)], self.geometry) for array in arrays}
-        assert wanted == {INT64 if self.height == TALL else INT32}
+        assert wanted == {INT64 if self.height >= TALL else INT32}
 
     def sampled(self):
         exact, case = self.exact, self.case
@@ -514,6 +514,13 @@ def test_beyond_32_bits(name, layer):
 @pytest.mark.parametrize(("name", "layer"), TRIALS)
 def test_up_to_32_bits(name, layer):
     CHECKS[name](Far(layer, INT32, height_below(layer)))
+
+
+@pytest.mark.parametrize("name", ["deform_col2im_ordered", "count_samples"])
+@pytest.mark.parametrize("layer", ["alone", "shared", "cut"])
+def test_as_many_cells_as_are_numbered(name, layer):
+    rows = MOST_NUMBERS // (2 * LAYERS[layer][0].deformable_groups * (WIDE + 1))
+    CHECKS[name](Far(layer, INT64, rows - 3))
 
 
 @pytest.mark.parametrize(("name", "layer"), TRIALS)
