@@ -360,7 +360,9 @@ def columns_of(far, tile):
     """Return a tile of all columns, or one of its own where columns are planes."""
     if is_planar(far.geometry, far.dtype.itemsize):
         return empty_columns(far.geometry, tile, far.dtype, far.workspace)
-    return part_of_columns(far.columns()[0], far.geometry, tile)
+    part = part_of_columns(far.columns()[0], far.geometry, tile)
+    far.demand([part])
+    return part
 
 
 def check_col2im_ordered(far):
