@@ -17,13 +17,13 @@ import numpy as np
 
 from cupy_dcn import _kernels
 from cupy_dcn._cut import DEFAULT_WORKSPACE
-from cupy_dcn._depthwise_gpu import block_sums
+from cupy_dcn._direct_backward_gpu import block_sums
 from cupy_dcn._direct_gpu import is_direct
 from cupy_dcn._geometry import Geometry
 from cupy_dcn._order_gpu import may_pay
 from cupy_dcn._specialisation import (
     Wants,
-    depthwise_macros,
+    direct_backward_macros,
     order_macros,
     sampling_macros,
     transpose_macros,
@@ -48,7 +48,7 @@ WANTS = {
     "deform_coord_grad": Wants(grad_offset=True, grad_mask=True),
     "deform_backward": Wants(True, True, True, True),
     "deform_backward_sorted": Wants(True, True, True, True),
-    "deform_depthwise_backward": Wants(True, True, True, True),
+    "deform_direct_backward": Wants(True, True, True, True),
     "deform_im2col_tangent": None,
     "deform_double_backward": Wants(True, True, True),
 }
@@ -111,7 +111,7 @@ class Layer(NamedTuple):
             return is_direct(self.geometry, outputs, dtype_of(self.dtype))
         if self.outputs:
             return False
-        if name == "deform_depthwise_backward":
+        if name == "deform_direct_backward":
             dtype = dtype_of(self.dtype)
             return block_sums(self.geometry, self.channels, dtype, DEFAULT_WORKSPACE) is not None
         return name != "deform_backward_sorted" or (
@@ -129,8 +129,8 @@ class Layer(NamedTuple):
         mask, wants = offset if self.masked else None, WANTS[name]
         if wants is not None:
             wants = wants._replace(grad_mask=wants.grad_mask and self.masked)
-        if name == "deform_depthwise_backward":
-            return depthwise_macros(geometry, dtype, offset, mask, index, wants)
+        if name == "deform_direct_backward":
+            return direct_backward_macros(geometry, dtype, offset, mask, index, wants)
         outputs = self.group_outputs if name == "deform_direct" else 0
         return sampling_macros(geometry, dtype, offset, mask, index, wants, outputs)
 

@@ -44,7 +44,7 @@ MOST_POINTS = 2**20  # of an image and deformable group of a chunk, see rank_sam
 # Of points and cells: kernels count those of a chunk in 32 bits, behind the counts of all cells the
 # ends of their stretches, and a few beyond the last point.
 MOST_NUMBERS = 2**31 - 2**22
-# Blocks that sum the gradient of a depthwise weight: several rounds of any device.
+# Blocks that sum the gradient of a weight without columns: several rounds of any device.
 MOST_SUMS = 4096
 LARGEST_DIMENSION = 2**31 - 1  # cuBLAS takes the sizes of matrices as int
 

@@ -16,7 +16,7 @@ from ._chunk_gpu import chip_of
 from ._columns_gpu import Image, im2col, locate, tile_of_columns, write_columns
 from ._cut import DEFAULT_WORKSPACE, Cut, Memory, Tile, Tiles, allocate_block
 from ._cut_gpu import cut_chunks, fit_index
-from ._depthwise_gpu import block_sums
+from ._direct_backward_gpu import block_sums
 from ._direct_gpu import convolve_directly, is_direct
 from ._geometry import Geometry
 from ._matmul_gpu import (

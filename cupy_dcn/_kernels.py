@@ -23,7 +23,7 @@ FILES = {
     "from_channels_last": "channels_last.cu",
     "deform_im2col": "deform_im2col.cu",
     "deform_direct": "deform_direct.cu",
-    "deform_depthwise_backward": "deform_depthwise_backward.cu",
+    "deform_direct_backward": "deform_direct_backward.cu",
     "deform_col2im": "deform_col2im.cu",
     "deform_col2im_ordered": "deform_col2im_ordered.cu",
     "deform_coord_grad": "deform_coord_grad.cu",

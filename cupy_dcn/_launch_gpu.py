@@ -24,7 +24,7 @@ from ._specialisation import (
     SamplingMacros,
     Wants,
     copy_channels,
-    depthwise_macros,
+    direct_backward_macros,
     order_macros,
     sampling_macros,
     transpose_macros,
@@ -103,12 +103,12 @@ def sampling_launch(
 ) -> Launch:
     """Prepare a sampling kernel for a ``rectangle`` (row, column, rows, columns) of pixels.
 
-    ``planes``: the strides of grad_output, where it is read as it is, by depthwise layers.
+    ``planes``: the strides of grad_output, where it is read as it is, without columns.
     """
     kinds = geometry, dtype, offset_dtype, mask_dtype, index
     macros = sampling_macros(*kinds, wants, outputs)
     if planes is not None and wants is not None:
-        macros = depthwise_macros(*kinds, wants) or macros
+        macros = direct_backward_macros(*kinds, wants) or macros
     settings = launch_geometry(
         geometry, dtype.itemsize, index, rectangle=rectangle, column_pixels=column_pixels,
         planes=planes or NO_STRIDES, offset=offset_strides, mask=mask_strides,

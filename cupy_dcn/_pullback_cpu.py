@@ -46,7 +46,7 @@ class Pullback:
     grad_x: Array | None = None
     grad_offset: Array | None = None
     grad_mask: Array | None = None
-    depthwise: tuple[Array, Array] | None = None  # of the GPU
+    direct: tuple[Array, Array] | None = None  # of the GPU
 
     def run(self) -> None:
         """Fill the gradients, that of the weight with its sum over all tiles."""

@@ -17,7 +17,7 @@ import numpy as np
 from ._arrays import Array
 from ._columns_gpu import GradImage, Image, backward, col2im, coord_grad, im2col, locate
 from ._cut import Cut, Tile
-from ._depthwise_gpu import pull_back_directly
+from ._direct_backward_gpu import pull_back_directly
 from ._workspace import Sum, Workspace
 
 
@@ -38,7 +38,7 @@ class Pullback:
     grad_x: Array | None = None
     grad_offset: Array | None = None
     grad_mask: Array | None = None
-    depthwise: tuple[Array, Array] | None = None  # weight and grad_output, if there are no columns
+    direct: tuple[Array, Array] | None = None  # weight and grad_output, if there are no columns
 
     def run(self) -> None:
         """Fill the gradients, that of the weight with its sum over all chunks."""
@@ -69,10 +69,10 @@ class Pullback:
     def _tile(self, tile: Tile, image: Image | None, grad_image: GradImage | None) -> None:
         (workspace,) = self.workspaces
         samples = locate(self.offset, self.mask, self.cut, tile, self.dtype, workspace)
-        if self.depthwise is not None:
+        if self.direct is not None:
             total = None if self.add_grad_weight is None else self.grad_weights[0]
             gradients = self.grad_offset, self.grad_mask
-            pull_back_directly(*self.depthwise, image, samples, grad_image, *gradients, total)
+            pull_back_directly(*self.direct, image, samples, grad_image, *gradients, total)
             return
         resample = self.add_grad_weight is not None
         with workspace.scope():

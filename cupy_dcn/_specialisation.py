@@ -111,13 +111,15 @@ class PullbackMacros(SamplingMacros):
         return groups * min(2048 // (groups * self.sum_bytes), 8)
 
     @property
-    def depthwise_bytes(self) -> int:
-        """Shared memory of a block of deform_depthwise_backward.cu."""
+    def direct_backward_bytes(self) -> int:
+        """Shared memory of a block of deform_direct_backward.cu."""
         vectors, pixels = self.copy_shared // self.vector, self.block // self.lanes
         steps, taps = -(-vectors // self.lanes), self.kernel_height * self.kernel_width
-        held = min(steps, 1 if self.vector > 4 else 2)
+        outputs = self.channels // self.groups
+        held = min(steps, 1 if self.vector > 4 or outputs > 1 else 2)
         channels = held * self.lanes * self.vector
-        numbers = taps * self.copy_shared + pixels * (2 * channels + self.vector)
+        numbers = taps * outputs * self.copy_shared
+        numbers += pixels * ((1 + outputs) * channels + self.vector)
         numbers += pixels * taps * (10 if steps > held else 6) + pixels * 16 * (self.lanes + 1)
         return numbers * self.sum_bytes + pixels * taps * np.dtype(self.index).itemsize
 
@@ -180,7 +182,7 @@ def sampling_macros(
     return DirectMacros(*values, outputs) if outputs else SamplingMacros(*values)
 
 
-def depthwise_macros(
+def direct_backward_macros(
     geometry: Geometry,
     dtype: np.dtype[Any],
     offset: np.dtype[Any],
@@ -188,11 +190,11 @@ def depthwise_macros(
     index: np.dtype[Any],
     wants: Wants,
 ) -> PullbackMacros | None:
-    """Specialise the backward of a depthwise layer; None where it does not fit into a block."""
+    """Specialise a backward without columns; None where it does not fit into a block."""
     for threads in (256, 128):
         macros = sampling_macros(geometry, dtype, offset, mask, index, wants, most_threads=threads)
         assert isinstance(macros, PullbackMacros)
-        if macros.lanes > 1 and macros.whole and macros.depthwise_bytes <= SHARED_BYTES:
+        if macros.lanes > 1 and macros.whole and macros.direct_backward_bytes <= SHARED_BYTES:
             return macros
     return None
 

@@ -15,14 +15,14 @@ from ._arrays import SUPPORTED, is_half, is_supported
 from ._attributes import came, geometry_of, integer, pair
 from ._cut import DEFAULT_WORKSPACE
 from ._cut_gpu import require_int_sizes
-from ._depthwise_gpu import block_sums
+from ._direct_backward_gpu import block_sums
 from ._direct_gpu import is_direct
 from ._geometry import Geometry
 from ._order_gpu import may_pay
 from ._specialisation import (
     Macros,
     Wants,
-    depthwise_macros,
+    direct_backward_macros,
     order_macros,
     sampling_macros,
     transpose_macros,
@@ -34,7 +34,7 @@ ORDERING = ("count_samples", "start_cells", "order_samples")
 SORTED = (*ORDERING, "deform_backward_sorted", "from_channels_last")
 DETERMINISTIC = (*ORDERING, "rank_samples", "deform_col2im_ordered", *BACKWARD)
 DIRECT_FORWARD = ("to_channels_last", "deform_direct")
-DIRECT_BACKWARD = ("deform_depthwise_backward", "from_channels_last")
+DIRECT_BACKWARD = ("deform_direct_backward", "from_channels_last")
 INDEX = np.dtype(np.int32)  # wider where an array has 2^31 elements or more
 
 
@@ -187,7 +187,7 @@ def layer_kernels(
         "deform_col2im_ordered": sampling_macros(*sampled),
         "deform_backward": sampling_macros(*sampled, wants),
         "deform_backward_sorted": sampling_macros(*sampled, wants),
-        "deform_depthwise_backward": depthwise_macros(*sampled, wants),
+        "deform_direct_backward": direct_backward_macros(*sampled, wants),
         "to_channels_last": transposing,
         "from_channels_last": transposing,
     }

@@ -39,7 +39,7 @@ from cupy_dcn._launch_gpu import (
     to_channels_last,
 )
 from cupy_dcn._order_gpu import Order
-from cupy_dcn._specialisation import Wants, depthwise_macros, is_planar, sampling_macros
+from cupy_dcn._specialisation import Wants, direct_backward_macros, is_planar, sampling_macros
 
 PREPARED = (sampling_launch, order_launch, to_channels_last, from_channels_last)
 
@@ -284,11 +284,11 @@ def check_depthwise_backward(far):
     grads, grad_output = (far.output("offset"), far.output("mask")), far.output("grad_output")
     weight = dcn.to_device(far.near["weight"])
     wants = Wants(True, True, True, True)
-    macros = depthwise_macros(far.geometry, *[far.dtype] * 3, far.index, wants)
+    macros = direct_backward_macros(far.geometry, *[far.dtype] * 3, far.index, wants)
     blocks = -(-far.height // macros.tile[0]) * -(-WIDE // macros.tile[1])
     partial = dcn.array_module.empty((2 * blocks, 9, far.case.channels), far.dtype)
     arrays = grad_output, weight, image, "offset", "mask", sums, *grads, partial
-    far.launch("deform_depthwise_backward", None, *arrays, wants=wants, planes=grad_output)
+    far.launch("deform_direct_backward", None, *arrays, wants=wants, planes=grad_output)
     exact, case = far.exact, far.case
     grad_x, grad_offset, grad_weight, _, grad_mask = _oracle.backward(
         *(exact[name] for name in ("grad_output", "x", "offset", "weight")), *case.sampling[1:],
@@ -344,14 +344,14 @@ CHECKS = {
     "to_channels_last": check_to_channels_last,
     "from_channels_last": check_from_channels_last,
     "deform_direct": check_direct,
-    "deform_depthwise_backward": check_depthwise_backward,
+    "deform_direct_backward": check_depthwise_backward,
 }
 TRIALS = [
     (name, layer)
     for layer in LAYERS
     for name in CHECKS
-    if (name in ("deform_direct", "deform_depthwise_backward")) == ("depthwise" in layer)
-    if (name, layer) != ("deform_depthwise_backward", "depthwise")  # never alone at a pixel
+    if (name in ("deform_direct", "deform_direct_backward")) == ("depthwise" in layer)
+    if (name, layer) != ("deform_direct_backward", "depthwise")  # never alone at a pixel
 ]
 
 

@@ -723,7 +723,7 @@ def test_wide_indices_come_from_the_plan(cupy, own_kernels, monkeypatch):
         inputs.backward(needs=(name,))
     assert {macros.index for name, macros in _kernels.compiled() if name not in WHOLE} == {"int64"}
     others = {"count_samples", "start_cells", "order_samples", "deform_backward_sorted"}
-    others |= {"deform_direct", "deform_depthwise_backward"}
+    others |= {"deform_direct", "deform_direct_backward"}
     others |= {"rank_samples", "deform_col2im_ordered"}
     others |= {"deform_im2col_tangent", "deform_double_backward"}
     assert {name for name, _ in _kernels.compiled()} == set(_kernels.FILES) - others
@@ -1695,93 +1695,101 @@ FAULTS = [Fault(*row) for row in (
      "sampled[j] = FACTORED ? factor * value : value;", "sampled[j] = value;"),
     ("deform_backward_sorted.cu", "a factor left out of the sums",
      "(FACTORED ? factor * weight.at[k] : weight.at[k])", "weight.at[k]"),
-    ("deform_depthwise_backward.cu", "weights of another group",
+    ("deform_direct_backward.cu", "weights of another group",
      "tile.group * SHARED_CHANNELS + channel;", "channel;"),
-    ("deform_depthwise_backward.cu", "weights taps last", "weight[row * TAPS + tap]",
-     "weight[tap * SHARED_CHANNELS + channel]"),
-    ("deform_depthwise_backward.cu", "weights behind the channels",
-     "!PADDED || channel < SHARED_CHANNELS ?", "true ?"),
-    ("deform_depthwise_backward.cu", "pixels beyond the output as they were",
+    ("deform_direct_backward.cu", "weights taps last", "(row * TAPS + tap) * GROUP_CHANNELS",
+     "(row + tap) * GROUP_CHANNELS"),
+    ("deform_direct_backward.cu", "weights behind the channels",
+     "taps[i] = !PADDED || channel < SHARED_CHANNELS", "taps[i] = true"),
+    ("deform_direct_backward.cu", "pixels beyond the output as they were",
      "mark_missing(geometry, tile, cells);\n        each", "each"),
-    ("deform_depthwise_backward.cu", "grad_output of another group",
+    ("deform_direct_backward.cu", "grad_output of another group",
      "tile.group * SHARED_CHANNELS + skipped, pixel", "skipped, pixel"),
-    ("deform_depthwise_backward.cu", "grad_output beyond the output", "        if (held) {",
+    ("deform_direct_backward.cu", "grad_output beyond the output", "        if (held) {",
      "        if (true) {"),
-    ("deform_depthwise_backward.cu", "grad_output behind the channels",
+    ("deform_direct_backward.cu", "grad_output behind the channels",
      "if ((!RAGGED && !PADDED) || skipped + within + j < SHARED_CHANNELS)", "if (true)"),
-    ("deform_depthwise_backward.cu", "grad_output of one channel",
+    ("deform_direct_backward.cu", "grad_output of one channel",
      "channel = channel + channel_step", "channel = channel + 0"),
-    ("deform_depthwise_backward.cu", "weights of the first taps", "taps + tap * COPY_SHARED + step",
-     "taps + run.phase * COPY_SHARED + step"),
-    ("deform_depthwise_backward.cu", "weights of the first slice",
-     "COPY_SHARED + step * LANES * VECTOR + within", "COPY_SHARED + within"),
-    ("deform_depthwise_backward.cu", "points of the first taps", "weights += run.slot + first_tap",
+    ("deform_direct_backward.cu", "weights of the first taps",
+     "taps + (tap * OUTPUTS + o) * COPY_SHARED +",
+     "taps + (run.phase * OUTPUTS + o) * COPY_SHARED +"),
+    ("deform_direct_backward.cu", "weights of the first slice",
+     "step * LANES * VECTOR + within);", "within);"),
+    ("deform_direct_backward.cu", "points of the first taps", "weights += run.slot + first_tap",
      "weights += run.slot"),
-    ("deform_depthwise_backward.cu", "cells of the first taps", "cells += run.slot + first_tap",
+    ("deform_direct_backward.cu", "cells of the first taps", "cells += run.slot + first_tap",
      "cells += run.slot"),
-    ("deform_depthwise_backward.cu", "infinite masks of another pixel",
+    ("deform_direct_backward.cu", "infinite masks of another pixel",
      "factor_at(mask_of(geometry, tile, mask, pixel)",
      "factor_at(mask_of(geometry, tile, mask, run.first_pixel)"),
-    ("deform_depthwise_backward.cu", "0 outside whatever the mask", "* (factor * 0)",
+    ("deform_direct_backward.cu", "0 outside whatever the mask", "* (factor * 0)",
      "* compute_t(0)"),
-    ("deform_depthwise_backward.cu", "points outside like all others", "if (cell < 0)",
+    ("deform_direct_backward.cu", "points outside like all others", "if (cell < 0)",
      "if (false)"),
-    ("deform_depthwise_backward.cu", "points at the first pixel skipped", "if (cell < 0)",
+    ("deform_direct_backward.cu", "points at the first pixel skipped", "if (cell < 0)",
      "if (cell <= 0)"),
-    ("deform_depthwise_backward.cu", "columns that are grad_output",
-     "of_tap[i.value].at[j] * grad.at[j]", "grad.at[j]"),
-    ("deform_depthwise_backward.cu", "the weight's gradient of grad_columns",
-     "+= grad.at[j] * (FACTORED", "+= wide[j] * (FACTORED"),
-    ("deform_depthwise_backward.cu", "the weight's gradient without infinite masks",
-     "(FACTORED ? factor * sampled[j] : sampled[j])", "sampled[j]"),
-    ("deform_depthwise_backward.cu", "dots of one slice alone",
+    ("deform_direct_backward.cu", "columns that are grad_output",
+     "of_tap[i.value][0].at[j] * grad.at[output_of(j, 0)]", "grad.at[output_of(j, 0)]"),
+    ("deform_direct_backward.cu", "the weight's gradient of grad_columns",
+     "grad.at[output_of(c, o)] * (FACTORED", "wide[c] * (FACTORED"),
+    ("deform_direct_backward.cu", "the weight's gradient without infinite masks",
+     "(FACTORED ? factor * sampled[c] : sampled[c])", "sampled[c]"),
+    ("deform_direct_backward.cu", "dots of one slice alone",
      "            if (SLICED) {\n                add(totals",
      "            if (false) {\n                add(totals"),
-    ("deform_depthwise_backward.cu", "dots that start as they were", "totals[slot] = Weights{};",
+    ("deform_direct_backward.cu", "dots that start as they were", "totals[slot] = Weights{};",
      ";"),
-    ("deform_depthwise_backward.cu", "dots of one lane", "for (int lane = 1; lane < LANES; ++lane)",
+    ("deform_direct_backward.cu", "dots of one lane", "for (int lane = 1; lane < LANES; ++lane)",
      "for (int lane = 1; lane < 1; ++lane)"),
-    ("deform_depthwise_backward.cu", "dots of points outside",
+    ("deform_direct_backward.cu", "dots of points outside",
      "if (tap < TAPS && cells[slot] >= 0)", "if (tap < TAPS)"),
-    ("deform_depthwise_backward.cu", "sums of the last tile alone", "            if (!first) {",
+    ("deform_direct_backward.cu", "sums of the last tile alone", "            if (!first) {",
      "            if (false) {"),
-    ("deform_depthwise_backward.cu", "sums that start as they were", "            if (!first) {",
+    ("deform_direct_backward.cu", "sums that start as they were", "            if (!first) {",
      "            if (true) {"),
-    ("deform_depthwise_backward.cu", "sums of one run", "for (int run = 0; run < RUNS; ++run)",
+    ("deform_direct_backward.cu", "sums of one run", "for (int run = 0; run < RUNS; ++run)",
      "for (int run = 0; run < 1; ++run)"),
-    ("deform_depthwise_backward.cu", "sums of the first slice",
+    ("deform_direct_backward.cu", "sums of the first slice",
      "channel = step * LANES * VECTOR + within", "channel = within"),
-    ("deform_depthwise_backward.cu", "sums behind the taps",
+    ("deform_direct_backward.cu", "sums behind the taps",
      "if (tap < TAPS && channel < COPY_SHARED)", "if (channel < COPY_SHARED)"),
-    ("deform_depthwise_backward.cu", "the sums of one block",
+    ("deform_direct_backward.cu", "the sums of one block",
      "partial += ((index_t(blockIdx.z) * gridDim.y + blockIdx.y) * gridDim.x + blockI"
-     "dx.x) * TAPS *\n               COPY_SHARED;", ""),
-    ("deform_depthwise_backward.cu", "one tile a block", "row += gridDim.y * TILE_HEIGHT",
+     "dx.x) * TAPS *\n               OUTPUTS * COPY_SHARED;", ""),
+    ("deform_direct_backward.cu", "one tile a block", "row += gridDim.y * TILE_HEIGHT",
      "row = geometry.rows"),
-    ("deform_depthwise_backward.cu", "points not waited for",
+    ("deform_direct_backward.cu", "points not waited for",
      "factored = __syncthreads_or(factored);", ""),
-    ("deform_depthwise_backward.cu", "infinite masks unnoticed", "if (MASKED && factored)",
+    ("deform_direct_backward.cu", "infinite masks unnoticed", "if (MASKED && factored)",
      "if (false)"),
-    ("deform_depthwise_backward.cu", "a slice not waited for",
+    ("deform_direct_backward.cu", "a slice not waited for",
      "slice);\n            __syncthreads();", "slice);"),
-    ("deform_depthwise_backward.cu", "dots and sums not waited for",
+    ("deform_direct_backward.cu", "dots and sums not waited for",
      "                }\n                __syncthreads();\n"
      "                if (GRAD_COORDINATES)",
      "                }\n                if (GRAD_COORDINATES)"),
-    ("deform_depthwise_backward.cu", "dots and sums overwritten",
+    ("deform_direct_backward.cu", "dots and sums overwritten",
      "tap, step);\n                }\n                __syncthreads();",
      "tap, step);\n                }"),
-    ("deform_depthwise_backward.cu", "the copy of another image", "corner.image * layout.size + ",
+    ("deform_direct_backward.cu", "the copy of another image", "corner.image * layout.size + ",
      ""),
-    ("deform_depthwise_backward.cu", "deformable groups without the zeros between",
+    ("deform_direct_backward.cu", "deformable groups without the zeros between",
      "corner.group * COPY_SHARED", "corner.group * SHARED_CHANNELS"),
-    ("deform_depthwise_backward.cu", "slices left out", "step < STEPS; step += HELD",
+    ("deform_direct_backward.cu", "slices left out", "step < STEPS; step += HELD",
      "step < HELD; step += HELD"),
-    ("deform_depthwise_backward.cu", "the first slice's channels",
+    ("deform_direct_backward.cu", "the first slice's channels",
      "(step * LANES + run.lane) * VECTOR", "run.lane * VECTOR"),
-    ("deform_depthwise_backward.cu", "taps left out", "tap < TAPS; tap += RUN",
+    ("deform_direct_backward.cu", "another output of the group",
+     "return channel / GROUP_CHANNELS * OUTPUTS + output;",
+     "return channel / GROUP_CHANNELS * OUTPUTS + (output + 1) % OUTPUTS;"),
+    ("deform_direct_backward.cu", "one output of a group",
+     "for (int o = 1; o < OUTPUTS; ++o)", "for (int o = 1; o < 1; ++o)"),
+    ("deform_direct_backward.cu", "the sums of one output", "output = of % OUTPUTS;",
+     "output = 0;"),
+    ("deform_direct_backward.cu", "taps left out", "tap < TAPS; tap += RUN",
      "tap < RUN; tap += RUN"),
-    ("deform_depthwise_backward.cu", "taps behind the last", "if (tap + run.phase < TAPS)",
+    ("deform_direct_backward.cu", "taps behind the last", "if (tap + run.phase < TAPS)",
      "if (true)"),
 
     ("tangent.cuh", "the first tap's direction for all", "tile.group * TAPS + tap;",
@@ -1912,6 +1920,7 @@ HALF_A_ROW = np.array([0.5, 0] * 20).reshape(1, 20, 2).transpose(0, 2, 1).reshap
 BROKEN_MASK = Case(1, 4, (4, 5), 2, (3, 3), padding=(1, 1, 1, 1))
 SHARED_BROKEN = Case(1, 8, (4, 5), 2, (5, 5), padding=(2, 2, 2, 2))  # taps in parts
 DEPTHWISE_BROKEN = Case(1, 10, (5, 6), 10, (3, 3), groups=10, padding=(1, 1, 1, 1))
+FEW_BROKEN = Case(1, 18, (5, 6), 18, (2, 2), groups=9, spread=0.2)
 DEPTHWISE_INSIDE = Case(1, 22, (5, 6), 22, (2, 2), deformable_groups=2, groups=22, spread=0.2)
 TRIALS = [  # those that notice the most come first
     # Threads alone at their pixels; lanes that share one, with zeros behind the channels.
@@ -1954,6 +1963,8 @@ TRIALS = [  # those that notice the most come first
     trial(DEPTHWISE_BROKEN, **broken_point(DEPTHWISE_BROKEN), direct=True),
     trial(DEPTHWISE_INSIDE, mask=infinite_mask(DEPTHWISE_INSIDE), direct=True),
     trial(Case(2, 6, (9, 17), 6, (2, 2), groups=6, deformable_groups=2), direct=True),
+    trial(Case(2, 24, (5, 9), 24, (3, 2), groups=6, deformable_groups=2), direct=True),
+    trial(FEW_BROKEN, mask=infinite_mask(FEW_BROKEN), direct=True),
     trial(Case(2, 6, (5, 6), 12, (3, 2), groups=2, deformable_groups=2), direct=True),
     trial(Case(1, 28, (4, 5), 42, (2, 2), groups=14, deformable_groups=2), direct=True),
     trial(Case(1, 144, (2, 3), 144, (2, 2), groups=36), direct=True),
@@ -2006,8 +2017,9 @@ def reference(number):
     return columns, gradients
 
 
-def is_depthwise(case):
-    return case.groups == case.channels == case.out_channels
+def keeps_few(case):
+    """Tell whether groups have as many channels out as in, 1, 2 or 4."""
+    return case.channels == case.out_channels and case.channels // case.groups in (1, 2, 4)
 
 
 @functools.cache
@@ -2168,8 +2180,8 @@ def test_planted_faults_are_caught(cupy, own_kernels, monkeypatch, fault):
         numbers = [n for kind in kinds for n in numbers if getattr(TRIALS[n], kind)]
     if fault.file == "deform_direct.cu":
         numbers = [number for number in numbers if TRIALS[number].direct]
-    if fault.file == "deform_depthwise_backward.cu":
-        numbers = [number for number in numbers if is_depthwise(TRIALS[number].case)]
+    if fault.file == "deform_direct_backward.cu":
+        numbers = [number for number in numbers if keeps_few(TRIALS[number].case)]
     CAUGHT[fault] = next(filter(None, (problem_of(n, monkeypatch) for n in numbers)), None)
     assert CAUGHT[fault], "nothing noticed; of the others:\n" + "\n".join(
         f"{each.file}: {each.what} -> {by}" for each, by in CAUGHT.items()

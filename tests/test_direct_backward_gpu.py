@@ -1,4 +1,4 @@
-"""The backward of depthwise layers without columns: against the oracle and against columns."""
+"""The backward of few channels a group without columns: against the oracle, against columns."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from test_operator import NAMES, oracle_backward
 import cupy_dcn
 from cupy_dcn import _gpu
 from cupy_dcn._cut_gpu import cut_chunks
-from cupy_dcn._depthwise_gpu import block_sums
+from cupy_dcn._direct_backward_gpu import block_sums
 from cupy_dcn._geometry import Geometry
 
 PAD = (1, 1, 1, 1)
@@ -29,6 +29,9 @@ CASES = [
     depthwise(6, (4, 5), (2, 2), deformable_groups=6),
     depthwise(72, (4, 5), (3, 3), padding=PAD),  # more vectors than are held
     depthwise(7, (6, 7), (5, 5), padding=(2, 2, 2, 2), spread=8.0),
+    Case(2, 16, (5, 6), 16, (3, 3), groups=8, padding=PAD),  # 2 channels a group
+    Case(2, 24, (5, 9), 24, (2, 3), groups=6, deformable_groups=2, padding=PAD),
+    Case(1, 36, (6, 9), 36, (3, 3), groups=9, padding=PAD, masked=False),
 ]
 
 
@@ -141,7 +144,7 @@ def test_three_kernels_and_no_columns():
                 grad_output, x, offset, weight, bias, mask=mask, **case.attributes
             )
         assert [each.name for each in log.launches] == [
-            "to_channels_last", "deform_depthwise_backward", "from_channels_last"
+            "to_channels_last", "deform_direct_backward", "from_channels_last"
         ]  # fmt: skip
         assert not log.products
 
@@ -164,7 +167,12 @@ def test_the_rule():
     # 8 x 4 pixels a block, 8 bytes * 4 lanes a point less: 7 blocks across, 14 down.
     assert sums(64) == (7, 14, 9 * 64 * 4)
     assert sums(64, dtype=double) == (7, 28, 9 * 64 * 8)  # half as many threads a block
-    assert sums(64, groups=32) is None
+    assert sums(64, groups=32) == (7, 28, 9 * 2 * 64 * 4)
+    assert sums(64, groups=16) is not None
+    assert (
+        sums(64, groups=16, dtype=np.dtype(np.float16)) is None
+    )  # 32 weights of a vector at a tap
+    assert sums(64, groups=8) is None
     assert block_sums(layer(64), 128, single, 2**26) is None  # two results a channel
     assert sums(4) is None  # threads alone at a pixel
     assert sums(8) is not None

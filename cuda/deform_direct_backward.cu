@@ -1,10 +1,10 @@
 // grad_output, weight, x, offset, mask -> grad_x, grad_offset, grad_mask and partial sums of grad_weight of
-// a depthwise layer, one channel a group, without columns:
+// a layer whose groups have one channel, 2 or 4, in and out, without columns:
 //
-//   grad_columns_k(p)[c] = weight[c, k] * grad_output[c](p)
-//   grad_weight[c, k] = sum_p grad_output[c](p) * mask_k(p) * x[c](p + p_k + offset_k(p))
+//   grad_columns_k(p)[c] = sum_o weight[o, c, k] * grad_output[o](p)
+//   grad_weight[o, c, k] = sum_p grad_output[o](p) * mask_k(p) * x[c](p + p_k + offset_k(p))
 //
-// Both live in registers: a thread has one tap and some vectors of channels, and walks over RUN pixels. What
+// Both live in registers, for a vector of channels has whole groups: a thread has one tap and some vectors of channels, and walks over RUN pixels. What
 // it leaves in shared memory, its dots and its share of grad_weight, others add up: shuffles, as in
 // pullback.cuh, would take 2 instructions more a column element. The sums over blocks are the host's.
 // Blocks walk down the image, so that there are no more of them than the sums have room for.
@@ -15,13 +15,20 @@
 constexpr bool GRAD_WEIGHT = COLUMNS;
 constexpr int RUN = 4;             // pixels of a thread at a tap
 constexpr int RUNS = TILE / RUN;   // and as many taps are worked on at once
-constexpr int MOST_HELD = VECTOR > 4 ? 1 : 2;
+constexpr int OUTPUTS = GROUP_CHANNELS;
+constexpr int MOST_HELD = VECTOR > 4 || OUTPUTS > 1 ? 1 : 2;
 constexpr int HELD = STEPS < MOST_HELD ? STEPS : MOST_HELD;  // vectors of a thread
 constexpr int SLICE = HELD * LANES * VECTOR;                 // channels worked on at once
 constexpr int PITCH = SLICE + VECTOR;                        // without bank conflicts
 constexpr bool SLICED = STEPS > HELD;
-// As AT_LEAST_BLOCKS, but 128 registers for a thread that has doubles.
-constexpr int LEAST_BLOCKS = sizeof(compute_t) == 8 ? 512 / BLOCK : AT_LEAST_BLOCKS;
+// As AT_LEAST_BLOCKS, but 128 registers for a thread that has doubles, or weights of several outputs.
+constexpr int LEAST_BLOCKS =
+    sizeof(compute_t) == 8 || OUTPUTS > 1 ? 512 / BLOCK : AT_LEAST_BLOCKS;
+
+// Of the outputs of a channel's group: which of them in a vector of output channels.
+__device__ constexpr int output_of(int channel, int output) {
+    return channel / GROUP_CHANNELS * OUTPUTS + output;
+}
 constexpr int DOTS_PITCH = 4 * LANES + 4;  // of a point's dots, the lanes' one after the other
 
 // The vectors of a thread: use(which, channel), counted within the slice that begins at a step.
@@ -37,12 +44,16 @@ __device__ inline void each_held(int step, int lane, Use use) {
     }
 }
 
-// The weights of a deformable group, taps first, widened, with zeros behind them.
+// The weights of a deformable group, from (G, C_out/G, K, C_in/G): taps first, then outputs, widened, with
+// zeros behind the channels.
 __device__ inline void load_taps(const Tile &tile, const data_t *weight, compute_t *taps) {
-    for (int i = threadIdx.x; i < TAPS * COPY_SHARED; i += BLOCK) {
-        const int tap = i / COPY_SHARED, channel = i % COPY_SHARED;
-        const int row = tile.group * SHARED_CHANNELS + channel;
-        taps[i] = !PADDED || channel < SHARED_CHANNELS ? widen(weight[row * TAPS + tap]) : 0;
+    for (int i = threadIdx.x; i < TAPS * OUTPUTS * COPY_SHARED; i += BLOCK) {
+        const int output = i / COPY_SHARED % OUTPUTS, tap = i / (COPY_SHARED * OUTPUTS);
+        const int channel = i % COPY_SHARED, whole = tile.group * SHARED_CHANNELS + channel;
+        const int row = output_of(whole, output);
+        taps[i] = !PADDED || channel < SHARED_CHANNELS
+                      ? widen(weight[(row * TAPS + tap) * GROUP_CHANNELS + whole % GROUP_CHANNELS])
+                      : 0;
     }
 }
 
@@ -96,7 +107,7 @@ struct Run {
           slot(kept(first_pixel * TAPS + phase)),
           grad(kept(first_pixel * PITCH + lane * VECTOR)),
           dots((phase * TILE + first_pixel) * DOTS_PITCH + lane * 4),
-          sum(kept((phase * RUNS + first_pixel) * SLICE + lane * VECTOR)) {}
+          sum(kept((phase * RUNS + first_pixel) * OUTPUTS * SLICE + lane * VECTOR)) {}
 };
 
 // The points of a thread at one tap: leaves its dots of each, and its sums of grad_weight.
@@ -110,11 +121,15 @@ __device__ void pull_run(const Geometry &geometry, const Tile &tile, const Run &
     const int tap = first_tap + run.phase;
     weights += run.slot + first_tap;
     cells += run.slot + first_tap;
-    Vector<compute_t, VECTOR> of_tap[HELD] = {}, sum[HELD] = {};
+    Vector<compute_t, VECTOR> of_tap[HELD][OUTPUTS] = {}, sum[HELD][OUTPUTS] = {};
     each_held(step, run.lane, [&](auto i, int within) {
-        of_tap[i.value] = load<VECTOR>(taps + tap * COPY_SHARED + step * LANES * VECTOR + within);
+#pragma unroll
+        for (int o = 0; o < OUTPUTS; ++o) {
+            of_tap[i.value][o] = load<VECTOR>(taps + (tap * OUTPUTS + o) * COPY_SHARED +
+                                              step * LANES * VECTOR + within);
+        }
     });
-#pragma unroll(FACTORED ? 1 : 4)
+#pragma unroll(FACTORED || OUTPUTS > 1 ? 1 : 4)
     for (int i = 0; i < RUN; ++i) {
         const index_t cell = cells[i * RUNS * TAPS];
         const int pixel = run.first_pixel + i * RUNS;
@@ -128,8 +143,10 @@ __device__ void pull_run(const Geometry &geometry, const Tile &tile, const Run &
             if (FACTORED && GRAD_WEIGHT) {
                 each_held(step, run.lane, [&](auto i, int) {
 #pragma unroll
-                    for (int j = 0; j < VECTOR; ++j) {
-                        sum[i.value].at[j] += grads[i.value * LANES * VECTOR + j] * (factor * 0);
+                    for (int j = 0; j < VECTOR * OUTPUTS; ++j) {
+                        const int o = j / VECTOR, c = j % VECTOR;
+                        sum[i.value][o].at[c] +=
+                            grads[i.value * LANES * VECTOR + output_of(c, o)] * (factor * 0);
                     }
                 });
             }
@@ -145,13 +162,19 @@ __device__ void pull_run(const Geometry &geometry, const Tile &tile, const Run &
             compute_t wide[VECTOR];
 #pragma unroll
             for (int j = 0; j < VECTOR; ++j) {
-                wide[j] = of_tap[i.value].at[j] * grad.at[j];
+                wide[j] = of_tap[i.value][0].at[j] * grad.at[output_of(j, 0)];
+#pragma unroll
+                for (int o = 1; o < OUTPUTS; ++o) {
+                    wide[j] += of_tap[i.value][o].at[j] * grad.at[output_of(j, o)];
+                }
             }
             pull_vector<FACTORED, AT>(weight, above, below, grad_above, grad_below, wide, factor,
                                       of_point.at, [&](const compute_t (&sampled)[VECTOR]) {
 #pragma unroll
-                for (int j = 0; j < VECTOR; ++j) {
-                    sum[i.value].at[j] += grad.at[j] * (FACTORED ? factor * sampled[j] : sampled[j]);
+                for (int j = 0; j < VECTOR * OUTPUTS; ++j) {
+                    const int o = j / VECTOR, c = j % VECTOR;
+                    sum[i.value][o].at[c] +=
+                        grad.at[output_of(c, o)] * (FACTORED ? factor * sampled[c] : sampled[c]);
                 }
             });
         });
@@ -161,7 +184,10 @@ __device__ void pull_run(const Geometry &geometry, const Tile &tile, const Run &
     }
     if (GRAD_WEIGHT) {
         each_held(step, run.lane, [&](auto i, int) {
-            store(sums + run.sum + i.value * LANES * VECTOR, sum[i.value]);
+#pragma unroll
+            for (int o = 0; o < OUTPUTS; ++o) {
+                store(sums + run.sum + o * SLICE + i.value * LANES * VECTOR, sum[i.value][o]);
+            }
         });
     }
 }
@@ -209,19 +235,21 @@ __device__ inline void add_dots(const compute_t *dots, const index_t *cells, Wei
 __device__ inline void add_sums(const compute_t *sums, compute_t *partial, bool first, int thread,
                                 int first_tap, int step) {
     // From the last thread on: the first are at the dots.
-    each_of<RUN * SLICE / VECTOR>(BLOCK - 1 - thread, [&](unsigned i) {
+    each_of<RUN * OUTPUTS * SLICE / VECTOR>(BLOCK - 1 - thread, [&](unsigned i) {
         const int within = i * VECTOR % SLICE, channel = step * LANES * VECTOR + within;
-        const int of = i * VECTOR / SLICE, tap = first_tap + of;
+        const int of = i * VECTOR / SLICE, phase = of / OUTPUTS, output = of % OUTPUTS;
+        const int tap = first_tap + phase;
         if (tap < TAPS && channel < COPY_SHARED) {
             Vector<compute_t, VECTOR> *to = reinterpret_cast<Vector<compute_t, VECTOR> *>(
-                partial + tap * COPY_SHARED + channel);
+                partial + (tap * OUTPUTS + output) * COPY_SHARED + channel);
             Vector<compute_t, VECTOR> sum{};
             if (!first) {
                 sum = *to;
             }
 #pragma unroll
             for (int run = 0; run < RUNS; ++run) {
-                const auto more = load<VECTOR>(sums + (of * RUNS + run) * SLICE + within);
+                const auto more = load<VECTOR>(
+                    sums + ((phase * RUNS + run) * OUTPUTS + output) * SLICE + within);
 #pragma unroll
                 for (int j = 0; j < VECTOR; ++j) {
                     sum.at[j] += more.at[j];
@@ -233,16 +261,16 @@ __device__ inline void add_sums(const compute_t *sums, compute_t *partial, bool 
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK, LEAST_BLOCKS)
-    deform_depthwise_backward(const Geometry geometry, const data_t *__restrict__ grad_output,
+    deform_direct_backward(const Geometry geometry, const data_t *__restrict__ grad_output,
                               const data_t *__restrict__ weight, const data_t *__restrict__ image,
                               const offset_t *__restrict__ offset, const mask_t *__restrict__ mask,
                               compute_t *__restrict__ grad_image,
                               offset_t *__restrict__ grad_offset, mask_t *__restrict__ grad_mask,
                               compute_t *__restrict__ partial) {
-    __shared__ alignas(16) compute_t taps[TAPS * COPY_SHARED];
+    __shared__ alignas(16) compute_t taps[TAPS * OUTPUTS * COPY_SHARED];
     __shared__ alignas(16) compute_t slice[TILE * PITCH];
     __shared__ alignas(16) compute_t dots[GRAD_COORDINATES ? RUN * TILE * DOTS_PITCH : 1];
-    __shared__ alignas(16) compute_t sums[GRAD_WEIGHT ? TILE * SLICE : 1];
+    __shared__ alignas(16) compute_t sums[GRAD_WEIGHT ? TILE * OUTPUTS * SLICE : 1];
     __shared__ Weights weights[SAMPLES];
     __shared__ Weights sliced[SLICED && GRAD_COORDINATES ? SAMPLES : 1];
     __shared__ compute_t fractions[2][FRACTIONS];
@@ -258,7 +286,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, LEAST_BLOCKS)
     image = kept(image + first);
     grad_image = kept(grad_image + first);
     partial += ((index_t(blockIdx.z) * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x) * TAPS *
-               COPY_SHARED;
+               OUTPUTS * COPY_SHARED;
     for (index_t row = corner.row; row < geometry.rows; row += gridDim.y * TILE_HEIGHT) {
         const Tile tile(corner.image, row, corner.column, corner.group);
         int factored = 0;
