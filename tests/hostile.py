@@ -277,13 +277,13 @@ def outcome(call):
         said = str(error)
     else:
         said = ""
+    for name, value in call.arrays.items():
+        assert before[name] is value or before[name] == frozen(value), f"{name} was written to"
     if said:
         assert len(said) > 20, f"says little: {said}"
         assert not call.how.startswith(("values", "layout", "form")), f"refused: {said}"
         return "refused"
     assert not call.how.startswith("type"), f"{call.how} of {call.changed} was taken"
-    for name, value in call.arrays.items():
-        assert before[name] is value or before[name] == frozen(value), f"{name} was written to"
     case = meant(call)
     exact = {name: np.array(a, np.float64) for name, a in call.arrays.items() if a is not None}
     if "bias" not in exact:
@@ -292,7 +292,9 @@ def outcome(call):
         expected = tried.judge(case, exact)
     dtype = np.dtype(call.arrays["x"].dtype).name
     for name, ours, theirs in zip(GRADIENTS, found, expected, strict=False):
+        assert (ours is not None) == (len(found) == 1 or name in call.arrays), name
         if ours is not None:
+            assert np.dtype(ours.dtype).name == dtype, name
             compare(name if len(found) > 1 else "the output", ours, theirs, TOLERANCES[dtype])
     return "compared"
 
@@ -318,8 +320,6 @@ def compare(name, ours, theirs, tolerance):
     most = float(np.finfo(ours.dtype).max)
     # What overflows the dtype, or nearly, may be infinite, or no number where infinities meet.
     wild = ~(np.abs(theirs) < most / 1e4)
-    if np.abs(theirs[~wild]).max(initial=0) > math.sqrt(most):
-        return
     finite = np.isfinite(theirs) & ~wild
     assert np.isfinite(ours[finite]).all(), f"{name}: no numbers where there should be"
     assert not np.isfinite(ours[~np.isfinite(theirs)]).any(), f"{name}: numbers from none"
