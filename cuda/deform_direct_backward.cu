@@ -10,12 +10,16 @@
 // Blocks walk down the image, so that there are no more of them than the sums have room for.
 //
 // Launch: tiles along a row and deformable groups, any number of blocks along y, images; all taps at once.
+#ifndef GROUPS
+#define GROUPS 64 // a layer that is depthwise
+#endif
 #include "pullback.cuh"
 
 constexpr bool GRAD_WEIGHT = COLUMNS;
 constexpr int RUN = 4;             // pixels of a thread at a tap
 constexpr int RUNS = TILE / RUN;   // and as many taps are worked on at once
 constexpr int OUTPUTS = GROUP_CHANNELS;
+static_assert(VECTOR % GROUP_CHANNELS == 0, "a vector has whole groups");
 constexpr int MOST_HELD = VECTOR > 4 || OUTPUTS > 1 ? 1 : 2;
 constexpr int HELD = STEPS < MOST_HELD ? STEPS : MOST_HELD;  // vectors of a thread
 constexpr int SLICE = HELD * LANES * VECTOR;                 // channels worked on at once

@@ -305,6 +305,23 @@ MUTANTS = [Mutant(*row) for row in (
     ("plan.py", "a plan's weight is the caller's",
      "prepared.bias[...] = bias", "pass"),
     ("plan.py", "gradients where nobody put them", "made._replace(**given)", "made"),
+    # Layers and derivatives along a direction
+    ("_files.py", "bfloat16 without its name", 'nameless = array.dtype.kind == "V"',
+     'nameless = array.dtype.kind == "U"'),
+    ("_layer.py", "first weights by the outputs", "np.prod(self.kernel_size) * self.in_channels",
+     "np.prod(self.kernel_size) * self.out_channels"),
+    ("_layer_arguments.py", "a state of other shapes", "if array.shape != held.shape:",
+     "if array.ndim != held.ndim:"),
+    ("layer.py", "no gradient of the bias",
+     "offset, self.weight, self.bias, mask=mask, needs=needs,",
+     "offset, self.weight, None, mask=mask, needs=needs,"),
+    ("pack.py", "no channels for the mask", "self._offset_channels() * 3 // 2 if self.modulated",
+     "self._offset_channels() if self.modulated"),
+    ("_tangents.py", "a moving mask forgotten", "for array in (self.x, self.offset, self.mask))",
+     "for array in (self.x, self.offset))"),
+    ("_tangent_cpu.py", "a corner's twist forgotten", "    twist += dots[3]\n", ""),
+    ("derivatives.py", "the bias's direction twice", "bias = None if add else bias_tangent",
+     "bias = bias_tangent"),
 )]  # fmt: skip
 
 # The tests of a fault's file, the likeliest to notice first; of all others, these.
@@ -333,6 +350,12 @@ TESTS = {
     "plan.py": ("test_plan.py",),
     "functional.py": ("test_dtypes.py", "test_operator.py"),
     "_prepared.py": ("test_dtypes.py", "test_plan.py"),
+    **dict.fromkeys(
+        ("_files.py", "_layer.py", "_layer_arguments.py", "layer.py", "pack.py"), ("test_layer.py",)
+    ),
+    **dict.fromkeys(
+        ("_tangents.py", "_tangent_cpu.py", "derivatives.py"), ("test_derivatives.py",)
+    ),
 }
 
 
