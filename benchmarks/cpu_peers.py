@@ -47,8 +47,8 @@ if _twins.why_not_numba() is None:
 
     TWINS["Numba"] = _numba
 
-# Of 999 in 1000 numbers: peers add the offset to the pixel's place first, which rounds it (by 3e-5 at
-# pixel 512), and where that makes it a whole number the slope is that of its other side.
+# Of 999 in 1000 numbers: peers add the offset to the pixel's place first, which rounds it (by 3e-5
+# at pixel 512), and where that makes it a whole number the slope is that of its other side.
 TOLERANCE, SHARE = 2e-5, 0.999
 PEERS = {"forward": "onnxruntime", "forward+backward": "torchvision"}
 # Least ratio at one thread: the geometric mean over all shapes, and any one of them.
