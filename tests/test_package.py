@@ -24,7 +24,8 @@ else:
 
 ROOT = Path(__file__).parents[1]
 LAZY = (
-    "cupy", "numba", "matplotlib", "threadpoolctl", "tqdm", "ml_dtypes", "safetensors", "argparse",
+    "cupy", "numba", "matplotlib", "threadpoolctl", "tqdm", "ml_dtypes", "onnx", "safetensors",
+    "argparse",
 )  # fmt: skip
 
 
@@ -200,7 +201,7 @@ FORBIDDEN_CALLS = {
 FORBIDDEN_STARTS = "os.exec", "os.spawn", "os.posix_spawn"
 THIRD_PARTY = {
     "PIL", "cupy", "cupy_backends", "cupy_dcn", "matplotlib", "ml_dtypes", "numba", "numpy",
-    "safetensors", "scipy", "threadpoolctl", "tqdm",
+    "onnx", "safetensors", "scipy", "threadpoolctl", "tqdm",
 }  # fmt: skip
 # Who may do what is not said in the source itself: import a module by name, load a library.
 # _blas.py opens NumPy's own extension module, which is loaded already. Numba's cache of compiled
