@@ -70,16 +70,29 @@ class PreparedTangent:
 
 
 def prepare_tangent(
-    twin: Any, call: Arguments, tangents: Tangents, others: Iterable[Array]
+    twin: Any,
+    call: Arguments,
+    tangents: Tangents,
+    others: Iterable[Array],
+    sums_weight: bool = False,
 ) -> PreparedTangent:
     """Prepare for one call; its kernels are to count the elements of ``others``, too.
+
+    ``sums_weight``: whether there is a gradient of the weight to add up.
 
     There are two of everything: of the images, columns and weights of the corners those that are
     and those that move. So the cut is a backward's, for two sets of temporaries.
     """
     geometry, dtype = call.geometry, twin.columns_dtype(call.x.dtype)
+    wanted = [name for name in GRADIENTS if sums_weight or name != "weight"]
     cut = twin.make_cut(
-        geometry, len(call.weight), dtype, call.workspace_bytes, backward=True, sets=2
+        geometry,
+        len(call.weight),
+        dtype,
+        call.workspace_bytes,
+        backward=True,
+        wanted=wanted,
+        sets=2,
     )
     given = [array for array in tangents if array is not None]
     cut = twin.fit_index(cut, call.arrays(*given, *others))

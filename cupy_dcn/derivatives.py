@@ -221,7 +221,8 @@ def deform_conv2d_double_backward(
                 for field, argument in zip(SecondGradients._fields, arguments, strict=True)
             )
         )
-        prepared = prepare_tangent(twin, call, cotangents, (grad_output,))
+        sums_weight = grads.weight is not None and cotangents.moves_columns
+        prepared = prepare_tangent(twin, call, cotangents, (grad_output,), sums_weight)
         if grads.grad_output is not None:
             _push_forward(prepared, call, cotangents, None, grads.grad_output)
         _pull_back(prepared, call, grad_output, cotangents, grads)

@@ -151,6 +151,25 @@ def test_peak_of_the_stages(images, channels, size, groups):
         assert peak <= 16 * MIB + thread_count() * MIB
 
 
+@pytest.mark.parametrize("budget", [16 * MIB, None])
+@pytest.mark.parametrize(("images", "channels", "size", "groups"), LARGE)
+def test_peak_of_the_derivatives(images, channels, size, groups, budget):
+    x, offset, weight, mask, grad_output = arrays(images, channels, size, groups=groups)
+    direction = cupy_dcn.Tangents(x, offset, weight, None, mask)
+    settings = {"padding": 1, "groups": groups, "mask": mask, "workspace_bytes": budget}
+    # A backward's, with the weight's direction beside it.
+    limit = (budget or 64 * MIB) + thread_count() * MIB + 2 * weight.nbytes
+    _, peak = peak_beside_results(
+        cupy_dcn.deform_conv2d_jvp, x, offset, weight, tangents=direction, **settings
+    )
+    assert peak <= limit
+    _, peak = peak_beside_results(
+        cupy_dcn.deform_conv2d_double_backward, grad_output, x, offset, weight,
+        cotangents=direction, **settings,
+    )  # fmt: skip
+    assert peak <= limit + thread_count() * (weight.nbytes + min(weight.nbytes, 4 * MIB))
+
+
 @pytest.mark.parametrize("channels", [2, 16])
 def test_peak_of_half_precision_images_too_large_to_copy(channels):
     assert_bounded(2 * MIB, *arrays(1, channels, (256, 256), dtype=np.float16))
