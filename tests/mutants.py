@@ -360,9 +360,8 @@ TESTS = {
     **dict.fromkeys(
         ("_files.py", "_layer.py", "_layer_arguments.py", "layer.py", "pack.py"), ("test_layer.py",)
     ),
-    **dict.fromkeys(
-        ("_tangents.py", "_tangent_cpu.py", "derivatives.py"), ("test_derivatives.py",)
-    ),
+    **dict.fromkeys(("_tangents.py", "_tangent_cpu.py"), ("test_derivatives.py",)),
+    "derivatives.py": ("test_derivatives.py", "test_derivatives_gpu.py"),
 }
 
 
