@@ -14,8 +14,8 @@ deform_im2col, deform_col2im, deform_coord_grad
     The stages: sampling into columns, its adjoint, and its derivative by the coordinates.
 warmup
     Compiles a layer's CUDA kernels before its first call.
-plot.draw_sampling
-    A picture of the sampling points (matplotlib).
+plot.draw_sampling, plot.quiver
+    Pictures of the sampling points, through one layer or several, and of offsets (matplotlib).
 """
 
 from . import plot as plot

@@ -28,6 +28,7 @@ HINTS = {
     "workspace_bytes": "None takes the default of 64 MiB",
     "masked": "a plan takes the mask when it is called",
     "backward": "a plan takes grad_output when it is called",
+    "every": "1 draws an arrow at each pixel of the output",
     "deterministic": "it asks for the same bits every time",
 }
 

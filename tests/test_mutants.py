@@ -6,7 +6,8 @@ import pytest
 # What is left to others: kernels and their launches (test_gpu.py), and what computes nothing.
 BESIDES = {
     "__init__.py", "__main__.py", "_blas.py", "_cpu.py", "_kernels.py", "_numba.py", "_oracle.py",
-    "_specialisation.py", "_warmup.py", "demo.py", "plot.py",
+    "_plot_arguments.py", "_receptive_field.py", "_specialisation.py", "_warmup.py", "demo.py",
+    "plot.py",
 }  # fmt: skip
 
 

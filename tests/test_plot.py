@@ -179,3 +179,71 @@ def test_wrong_calls(ax, changes, error, message):
     with pytest.raises(error, match=message):
         plot.draw_sampling(**{**call, **changes})
     assert not ax.has_data()
+
+
+@pytest.mark.parametrize(("side", "inches"), [(9, 6), (60, 6), (60, 2), (300, 3)])
+def test_points_of_a_kernel_stay_apart(side, inches):
+    offset = np.zeros((1, 18, side, side))
+    figure = Figure((inches, inches))
+    axes = figure.add_axes((0.1, 0.1, 0.8, 0.8))
+    plot.draw_sampling(np.zeros((side, side)), offset, (4, 4), padding=1, ax=axes)
+    pixel = 72 * 0.8 * inches / side  # in points
+    for points in axes.collections:
+        [area] = set(points.get_sizes())
+        assert 1 <= area**0.5 <= max(pixel, 3)
+    assert axes.collections[1].get_sizes()[0] <= 1.001 * plot.AREA
+
+
+def arrows(ax):
+    """The arrows drawn, as (starts, ends), each (P, 2) of (y, x)."""
+    [drawn] = [each for each in ax.collections if isinstance(each, matplotlib.quiver.Quiver)]
+    assert drawn.scale_units == drawn.angles == "xy"
+    steps = np.stack((drawn.V, drawn.U), axis=1) / drawn.scale
+    np.testing.assert_allclose(drawn.get_array(), np.hypot(drawn.U, drawn.V))
+    return drawn.XY[:, ::-1], drawn.XY[:, ::-1] + steps
+
+
+@pytest.mark.parametrize("group", [0, 1])
+@pytest.mark.parametrize("tap", [None, 0, 4])
+def test_arrows_go_from_the_grid_to_the_samples(ax, group, tap):
+    offset = make_offset()
+    settings = {**GEOMETRY, "deformable_group": group}
+    assert plot.quiver(IMAGE, offset, **settings, tap=tap, every=1, ax=ax) is ax
+    taps = slice(group * TAPS, (group + 1) * TAPS)
+    if tap is not None:
+        taps = slice(taps.start + tap, taps.start + tap + 1)
+    expected = [
+        np.stack(cupy_dcn.sampling_grid(each, **GEOMETRY))[:, 0, taps].mean(axis=1)
+        for each in (0 * offset, offset)
+    ]
+    for found, points in zip(arrows(ax), expected, strict=True):
+        np.testing.assert_allclose(found, points.reshape(2, -1).T, atol=1e-12)
+
+
+def test_arrows_are_thinned_and_scaled(ax):
+    offset = np.full((1, 2, 61, 100), 2.0)
+    plot.quiver(np.zeros((61, 100)), offset, 1, scale=3, ax=ax)
+    starts, ends = arrows(ax)
+    np.testing.assert_allclose(ends - starts, np.full_like(starts, 6))
+    np.testing.assert_array_equal(np.unique(starts[:, 1]), np.arange(2, 100, 5))
+    assert "drawn 3 times as long" in ax.figure.axes[1].get_ylabel()
+    assert "pixels" in ax.figure.axes[1].get_ylabel()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"tap": 6}, ValueError, r"tap is 6, expected 0 <= tap < KH\*KW = 6"),
+        ({"tap": 1.0}, TypeError, "tap must be an int, got 1.0"),
+        ({"every": 0}, ValueError, "every must be at least 1, got 0"),
+        ({"scale": 0}, ValueError, "scale is 0, expected a number above 0"),
+        ({"scale": "2"}, ValueError, "scale is '2', expected a number above 0"),
+        ({"offset": [make_offset()]}, TypeError, "offset must be one array"),
+        ({"image": np.ones((8, 10))}, ValueError, "offset has a size of 5x9, expected .* = 4x9"),
+    ],
+)
+def test_wrong_arrows(ax, changes, error, message):
+    call = {"image": IMAGE, "offset": make_offset(), "ax": ax, **GEOMETRY}
+    with pytest.raises(error, match=message):
+        plot.quiver(**{**call, **changes})
+    assert not ax.has_data()
