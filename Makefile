@@ -104,7 +104,7 @@ bench: $(sort $(if $(filter no-cupy,$(CUPY)),,$(COUNTED)) $(TIMED)) ## count the
 
 figures: $(VENV)-demo/.ready ## draw the pictures of the documentation again
 	$(DEMOS) docs/figures.py
-	$(DEMOS) -m cupy_dcn demo -o docs/demo.jpg
+	$(DEMOS) -m cupy_dcn demo -o docs/demo.jpg --animation docs/recovery.gif
 
 clean: ## remove the virtual environments, the caches and the demo's picture
 	rm -rf $(VENV) $(VENV)-demo $(VENV)-bench $(VENV)-peers $(VENV)-lowest $(VENV)-lowest-cupy build dist $(DEMO)

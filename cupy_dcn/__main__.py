@@ -33,7 +33,7 @@ def _run(options: argparse.Namespace) -> int:
     else:
         from .demo import demo  # SciPy's image functions take a moment to import
 
-        demo(options.image, options.output)
+        demo(options.image, options.output, animation=options.animation)
     return 0
 
 
@@ -112,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
         default="demo.png",
         metavar="OUT.png",
         help="where the figure goes; its ending chooses the format (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--animation", metavar="OUT.gif", help="where a GIF of the descent goes (default: none)"
     )
     return parser
 

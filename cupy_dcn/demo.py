@@ -8,22 +8,20 @@ warping itself is SciPy's cubic spline, so that no fault of this library could u
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy import ndimage, sparse
 
 from . import deform_conv2d, deform_conv2d_backward
 from ._arrays import Array
-from .offsets import sampling_grid
+from ._demo_figures import FRAMES, animate, draw
 from .plot import import_extra
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 LONGEST_SIDE = 320  # pixels a picture is reduced to
 SHORTEST_SIDE = 16
@@ -74,6 +72,7 @@ def demo(
     *,
     steps: int = 100,
     progress: bool = True,
+    animation: str | os.PathLike[str] | None = None,
 ) -> Recovery:
     """Warp a picture, recover it, print the error before and after, and write one figure.
 
@@ -88,6 +87,8 @@ def demo(
         Steps of gradient descent at each of the four resolutions.
     progress : bool, optional
         Whether to show a progress bar.
+    animation : path, optional
+        Where a GIF of the descent goes; none by default.
 
     Returns
     -------
@@ -104,22 +105,40 @@ def demo(
     tqdm = import_extra("tqdm", "demo").tqdm
     import_extra("matplotlib", "demo")
     _check_output(output, picture)
+    if animation is not None:
+        _check_output(animation, picture)
+        if not os.fspath(animation).lower().endswith(".gif"):
+            raise ValueError(f"{os.fspath(animation)} names no GIF, expected an ending of .gif")
     name = "matplotlib's photograph" if picture is None else os.fspath(picture)
     reference = read_picture(picture)
     displacement = smooth_displacement(reference.shape[1:])
     warped = warp(reference, displacement)
     total = steps * len(CELLS)
+    shots = {0: np.zeros_like(displacement)}
     with tqdm(
         total=total, desc="recovering", unit=" steps", mininterval=0.5, disable=not progress
     ) as bar:
         start = time.perf_counter()
-        offset = recover(reference, warped, steps, bar.update)
+
+        taken = itertools.count(1)
+
+        def after_step(offset: Array) -> None:
+            bar.update()
+            step = next(taken)
+            if animation is not None and step % max(total // FRAMES, 1) == 0:
+                shots[step] = offset
+
+        offset = recover(reference, warped, steps, after_step)
         recovered = sample(warped, offset)
         seconds = time.perf_counter() - start
     result = Recovery(reference, warped, recovered, displacement, offset, seconds)
     _report(result, name)
     draw(result).savefig(output)
     print(f"{'figure':20} {os.fspath(output)}")
+    if animation is not None:
+        frames = {step: (sample(warped, each), each) for step, each in shots.items()}
+        animate(result, frames, animation)
+        print(f"{'animation':20} {os.fspath(animation)}")
     return result
 
 
@@ -195,8 +214,12 @@ def _identity(picture: Array) -> Array:
     return np.eye(len(picture), dtype=picture.dtype)[:, :, None, None]
 
 
-def recover(reference: Array, warped: Array, steps: int, after_step: Callable[[], object]) -> Array:
+def recover(
+    reference: Array, warped: Array, steps: int, after_step: Callable[[Array], object]
+) -> Array:
     """Return the offset (2, H, W) at which sampling ``warped`` gives ``reference``.
+
+    ``after_step`` is told the offset so far.
 
     The offset is a sum of smooth bumps on ever finer grids, each grid fitted by Adam (Kingma and
     Ba, 2015) to pictures blurred as coarsely as the grid. The finest sees the pictures as they are.
@@ -219,7 +242,7 @@ def _refine(
     source: Array,
     spacing: float,
     steps: int,
-    after_step: Callable[[], object],
+    after_step: Callable[[Array], object],
 ) -> Array:
     """Add to the offset ``start`` bumps, ``spacing`` pixels apart, that bring source to goal."""
     rows, columns = (_bumps(length, spacing, start.dtype) for length in start.shape[1:])
@@ -241,7 +264,7 @@ def _refine(
         # Where the picture is flat the slope is all noise: the second term keeps it from counting.
         heights -= pace * mean / (1 - 0.9**step) / (scale + 0.01 * scale.mean() + 1e-30)
         offset = start + np.stack([rows @ plane @ columns.T for plane in heights])
-        after_step()
+        after_step(offset)
     return offset
 
 
@@ -292,76 +315,3 @@ def _check_output(output: str | os.PathLike[str], picture: str | os.PathLike[str
             f"{name} names no picture format, expected an ending among {', '.join(sorted(kinds))};"
             " for example demo.png"
         )
-
-
-def draw(result: Recovery) -> Any:
-    """Return the figure: three pictures, the errors before and after, and the sampling points."""
-    height, width = result.reference.shape[1:]
-    inches = min(4.4 / (width * height) ** 0.5, 7 / max(width, height))  # per pixel
-    size = (3 * max(inches * width, 4.0) + 0.6, 2 * inches * height + 2.4)
-    figure = import_extra("matplotlib.figure", "demo").Figure(size, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-    figure.suptitle(
-        "A warped picture, recovered by gradient descent through deform_conv2d\n"
-        f"mean squared error {result.times_smaller:,.0f} times smaller",
-        fontsize=19,
-    )
-    grid = figure.subplots(2, 3)
-    for axes, title, picture in zip(
-        grid[0],
-        ("reference", "warped", "recovered"),
-        (result.reference, result.warped, result.recovered),
-        strict=True,
-    ):
-        axes.imshow(_for_imshow(picture), cmap="gray", vmin=0, vmax=1)
-        axes.set_title(title, fontsize=17)
-    _draw_errors(figure, grid[1, :2], result)
-    _draw_points(grid[1, 2], result)
-    for axes in grid.flat:
-        axes.set(xticks=[], yticks=[])
-    return figure
-
-
-def _for_imshow(picture: Array) -> Array:
-    """Return (H, W) for a grey picture, (H, W, 3) for a colour one, within 0 to 1."""
-    image: Array = np.clip(picture, 0, 1).transpose(1, 2, 0)
-    return image[:, :, 0] if image.shape[2] == 1 else image
-
-
-def _draw_errors(figure: Any, grid: Array, result: Recovery) -> None:
-    """Draw the error before and after on one scale; few pixels are brighter than its end."""
-    errors = [
-        np.abs(picture - result.reference).mean(axis=0)
-        for picture in (result.warped, result.recovered)
-    ]
-    top = max(float(np.quantile(errors[0], 0.995)), 1e-3)
-    titles = [
-        f"error {when}\n{mean:.3g} mean squared"
-        for when, mean in zip(("before", "after"), result.squared_errors, strict=True)
-    ]
-    for axes, title, error in zip(grid, titles, errors, strict=True):
-        shown = axes.imshow(error, cmap="magma", vmin=0, vmax=top)
-        axes.set_title(title, fontsize=17)
-    bar = figure.colorbar(
-        shown, ax=list(grid), location="bottom", shrink=0.7, aspect=40, pad=0.02, extend="max"
-    )
-    bar.set_label("absolute difference in brightness (0 to 1), both panels", fontsize=14)
-    bar.ax.tick_params(labelsize=13)
-
-
-def _draw_points(axes: Axes, result: Recovery) -> None:
-    """Draw over the warped picture where a regular grid of output pixels is sampled."""
-    size = result.offset.shape[1:]
-    spacing = max(size) / 19
-    rows, columns = (
-        np.linspace(0, length - 1, round(length / spacing) + 1).round().astype(int)
-        for length in size
-    )
-    py, px = (grid[0, 0] for grid in sampling_grid(result.offset[None], 1))
-    axes.imshow(_for_imshow(result.warped).reshape(*size, -1).mean(axis=2), cmap="gray", vmin=-0.4)
-    for across, down in ((px[rows].T, py[rows].T), (px[:, columns], py[:, columns])):
-        axes.plot(across, down, color="#ffb000", linewidth=1.1)
-    crossings = np.ix_(rows, columns)
-    axes.plot(px[crossings].ravel(), py[crossings].ravel(), "o", color="white", markersize=2.5)
-    axes.set(xlim=(-0.5, size[1] - 0.5), ylim=(size[0] - 0.5, -0.5))
-    axes.set_title("recovered sampling points,\non the warped picture", fontsize=17)

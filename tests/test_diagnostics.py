@@ -326,6 +326,23 @@ def test_demo_on_the_command_line(tmp_path, monkeypatch, capsys):
     assert "100/100" in printed.err  # the progress bar
 
 
+def test_animation_of_the_demo(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "CELLS", (6,))
+    picture = make_picture(tmp_path / "mine.png", (24, 20))
+    paths = [str(tmp_path / name) for name in ("out.png", "out.gif")]
+    assert main(["demo", str(picture), "-o", paths[0], "--animation", paths[1]]) == 0
+    assert f"animation            {paths[1]}" in capsys.readouterr().out
+    with Image.open(paths[1]) as animation:
+        assert animation.n_frames == 26  # the start, and each fourth of a hundred steps
+        frames = []
+        for number in (0, 25):
+            animation.seek(number)
+            frames.append(np.asarray(animation.convert("RGB"), np.float32))
+        assert np.abs(frames[1] - frames[0]).max() > 50
+    assert main(["demo", str(picture), "-o", paths[0], "--animation", paths[0]]) == 1
+    assert "names no GIF, expected an ending of .gif" in capsys.readouterr().err
+
+
 def test_pictures_of_every_kind(tmp_path):
     colour = make_picture(tmp_path / "colour.png", (400, 300))
     np.testing.assert_equal(demo.read_picture(colour).shape, (3, 240, 320))
