@@ -43,7 +43,7 @@ OLD = -W ignore::DeprecationWarning
 # Left out beside an old NVRTC: the registers of kernels, which are held to what the newest takes.
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-lowest faults fuzz test-memory mutants sanitize accuracy lint kernels gpu-report bench figures clean
+.PHONY: help demo test test-lowest faults fuzz test-memory mutants sanitize accuracy lint kernels gpu-report bench gallery figures clean
 .NOTPARALLEL:
 
 help: ## say what there is to make
@@ -101,6 +101,9 @@ bench: $(sort $(if $(filter no-cupy,$(CUPY)),,$(COUNTED)) $(TIMED)) ## count the
 	$(if $(filter no-cupy,$(CUPY)),@echo "The GPU path is left out: no CuPy",$(BENCH) benchmarks/gpu.py --results $(RESULTS))
 	$(dir $(TIMED))bin/python benchmarks/cpu_peers.py $(ARGS)
 	CUPY_DCN_NUMBA=0 $(dir $(TIMED))bin/python benchmarks/small_call.py
+
+gallery: $(VENV)-demo/.ready ## make the pictures of docs/gallery.md: a lens, turbulence, an MRI slice, sampling grids
+	$(DEMOS) docs/gallery
 
 figures: $(VENV)-demo/.ready ## draw the pictures of the documentation again
 	$(DEMOS) docs/figures.py
