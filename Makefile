@@ -43,7 +43,7 @@ OLD = -W ignore::DeprecationWarning
 # Left out beside an old NVRTC: the registers of kernels, which are held to what the newest takes.
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-lowest faults fuzz test-memory mutants sanitize accuracy lint kernels gpu-report bench gallery figures clean
+.PHONY: help demo test test-lowest faults fuzz test-memory mutants sanitize accuracy lint kernels gpu-report bench docs docs-check gallery figures clean
 .NOTPARALLEL:
 
 help: ## say what there is to make
@@ -102,6 +102,13 @@ bench: $(sort $(if $(filter no-cupy,$(CUPY)),,$(COUNTED)) $(TIMED)) ## count the
 	$(dir $(TIMED))bin/python benchmarks/cpu_peers.py $(ARGS)
 	CUPY_DCN_NUMBA=0 $(dir $(TIMED))bin/python benchmarks/small_call.py
 
+docs: $(VENV)-docs/.ready ## build the documentation site into site/, which opens from disk: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/python -m mkdocs build --strict --quiet
+	@echo "The site is in $(abspath site/index.html)"
+
+docs-check: docs ## look over the site: links, and in a Chromium, if there is one, widths and pictures (build/site)
+	$(VENV)-docs/bin/python docs/check_site.py site --pictures build/site
+
 gallery: $(VENV)-demo/.ready ## make the pictures of docs/gallery.md: a lens, turbulence, an MRI slice, sampling grids
 	$(DEMOS) docs/gallery
 
@@ -110,7 +117,7 @@ figures: $(VENV)-demo/.ready ## draw the pictures of the documentation again
 	$(DEMOS) -m cupy_dcn demo -o docs/demo.jpg --animation docs/recovery.gif
 
 clean: ## remove the virtual environments, the caches and the demo's picture
-	rm -rf $(VENV) $(VENV)-demo $(VENV)-bench $(VENV)-peers $(VENV)-lowest $(VENV)-lowest-cupy build dist $(DEMO)
+	rm -rf $(VENV) $(VENV)-demo $(VENV)-docs $(VENV)-bench $(VENV)-peers $(VENV)-lowest $(VENV)-lowest-cupy build dist site $(DEMO)
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -118,11 +125,12 @@ clean: ## remove the virtual environments, the caches and the demo's picture
 # environment whose making was cut short is made again from nothing.
 $(VENV)/.ready-$(CUPY): EXTRA = test$(if $(filter no-cupy,$(CUPY)),,$(comma)$(CUPY))
 $(VENV)-demo/.ready:    EXTRA = demo
+$(VENV)-docs/.ready:    EXTRA = docs
 $(COUNTED):             EXTRA = bench$(if $(BESIDE),$(comma)peers)$(if $(filter no-cupy,$(CUPY)),,$(comma)$(CUPY))
 $(VENV)-peers/.ready:   EXTRA = bench,peers
 comma = ,
 
-$(VENV)/.ready-$(CUPY) $(VENV)-demo/.ready $(COUNTED) $(VENV)-peers/.ready: pyproject.toml
+$(VENV)/.ready-$(CUPY) $(VENV)-demo/.ready $(VENV)-docs/.ready $(COUNTED) $(VENV)-peers/.ready: pyproject.toml
 	@test -e $@ || { $(check_python) && echo "making $(@D) ($(EXTRA))" && $(PYTHON) -m venv --clear $(@D); }
 	@rm -f $@
 	@$(@D)/bin/python -m pip install --quiet --editable '.[$(EXTRA)]' || { $(explain); false; }

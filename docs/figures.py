@@ -1,4 +1,4 @@
-"""Draws the pictures of the documentation: docs/offset_layout.png and docs/border_rule.png.
+"""Draws the pictures of the documentation: offset_layout.png, border_rule.png, assets/waves.jpg.
 
 Run as ``make figures``, or ``python docs/figures.py`` where cupy_dcn and matplotlib are installed.
 """
@@ -12,6 +12,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 import cupy_dcn
+from cupy_dcn import plot
+from cupy_dcn.demo import read_picture
 
 HERE = Path(__file__).parent
 DPI = 200  # twice the 8 inches by 100 dots a README shows
@@ -31,6 +33,21 @@ def main():
         draw().savefig(drawing, dpi=DPI)
         small = Image.open(drawing).convert("RGB").quantize(COLOURS)
         small.save(HERE / f"{name}.png", optimize=True)
+    drawing = BytesIO()
+    waves().savefig(drawing, dpi=100)
+    Image.open(drawing).convert("RGB").save(HERE / "assets" / "waves.jpg", quality=85)
+
+
+def waves():
+    """The arrows of the tutorial's waves, over the photograph."""
+    photo = read_picture(None)[:, ::2, ::2]
+    row, column = np.indices(photo.shape[1:], np.float32)
+    offset = cupy_dcn.pack_offset(
+        *(4 * np.sin(each / width)[None, None] for each, width in ((column, 12), (row, 15)))
+    )
+    figure = Figure((6, 5.2), layout="constrained")
+    plot.quiver(np.moveaxis(photo, 0, -1), offset, kernel_size=1, ax=figure.add_subplot())
+    return figure
 
 
 def offset_layout():

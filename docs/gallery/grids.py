@@ -71,7 +71,7 @@ def settings():
             {"stride": 2, "padding": 1},
             (0 * tap_y + 0.6, 0 * tap_x + 1.2),
         ),
-        "half of each tap on top: a larger kernel": (
+        "offsets that spread the taps": (
             {"stride": 2, "padding": 1},
             (0.5 * tap_y, 0.5 * tap_x),
         ),
