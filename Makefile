@@ -82,7 +82,7 @@ fuzz: $(VENV)/.ready-$(CUPY) ## make calls that nobody should make for ten minut
 sanitize: $(VENV)/.ready-$(CUPY) ## on a machine with a GPU: its tests under compute-sanitizer; elsewhere the emulator's checks
 	$(TEST) tests/sanitize.py $(ARGS)
 
-accuracy: $(VENV)-peers/.ready ## measure the errors of every dtype by the picture's width, beside torchvision's, for the README
+accuracy: $(VENV)-peers/.ready ## measure the errors of every dtype by the picture's width, beside torchvision's, for the documentation
 	$(VENV)-peers/bin/python benchmarks/accuracy.py $(ARGS)
 
 lint: $(VENV)/.ready-$(CUPY) ## check style, formatting and types

@@ -1,10 +1,10 @@
-"""Errors of every dtype by the width of the picture, beside torchvision's: the README's table.
+"""Errors of every dtype by the width of the picture, beside torchvision's: docs' table of them.
 
-    python benchmarks/accuracy.py [--readme README.md]
+    python benchmarks/accuracy.py [--page docs/explanation/accuracy.md]
 
 An error is the largest difference from torchvision's results in float64, on the same numbers, as a
 share of the largest of them; of a backward the worst of all five gradients. Prints the table and
-writes it to the README's place for it. The kernels are emulated, at narrow pictures, where NVRTC
+writes it to the page's place for it. The kernels are emulated, at narrow pictures, where NVRTC
 and the tests are at hand.
 """
 
@@ -119,18 +119,18 @@ def table():
 
 
 def main():
-    """Print the table and write it to a README."""
+    """Print the table and write it to its page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
-    readme = parser.parse_args().readme
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "explanation" / "accuracy.md")
+    page = parser.parse_args().page
     lines = table()
     print("\n".join(lines))
-    before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        sys.exit(f"{readme} has no place for the table: {BEGIN} ... {END}")
+        sys.exit(f"{page} has no place for the table: {BEGIN} ... {END}")
     written = "\n".join([BEGIN, "", *lines, "", END])
-    readme.write_text(before + written + after, encoding="utf-8")
+    page.write_text(before + written + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

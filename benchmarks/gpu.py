@@ -3,9 +3,8 @@
     python benchmarks/gpu.py [--results docs] [--rounds 20] [--processes 2]
 
 Prints the tables and writes them to RESULTS/benchmark.md, with the plots benchmark_time.png and
-benchmark_size.png beside it; where a README.md above that folder has a place for them, the
-counters go there as well. What is counted is said in counters.py, what is modelled in roofline.py:
-a time is called measured only where a GPU took it.
+benchmark_size.png beside it. What is counted is said in counters.py, what is modelled in
+roofline.py: a time is called measured only where a GPU took it.
 
 The layers of networks are counted on one image of at most 32x32 pixels, at their true numbers of
 channels, and scaled to their true size by the threads of each kernel; launches, products, copies
@@ -197,7 +196,6 @@ def main(arguments=None):
         for kind, cases in by_size.items()
     }
     plots.draw_sizes(options.results / "benchmark_size.png", curves)
-    results.update(options.results.resolve().parent / "README.md", list(tables.values()))
     print(f"written to {options.results.resolve()}", file=sys.stderr)
     return 0
 

@@ -1,4 +1,4 @@
-"""The results of gpu.py as Markdown: rows, tables, and the README's part made of them."""
+"""The results of gpu.py as Markdown: rows, and tables made of them."""
 
 import textwrap
 from typing import Any, NamedTuple
@@ -12,8 +12,6 @@ from targets import DIRECTIONS, REASONS, TARGETS, TORCHVISION, Figures
 
 import cupy_dcn
 
-BEGIN = "<!-- counters: written by `make bench` -->"
-END = "<!-- counters: end -->"
 MIB = 2**20
 SECTORS = Figures._fields[1:4]
 
@@ -266,15 +264,3 @@ def model_table(models):
         "",
         *table((*header, "workspace, MiB", "steps"), rows),
     ]
-
-
-def update(readme, tables):
-    """Put the counters into a README that has a place for them."""
-    if not readme.exists():
-        return
-    before = readme.read_text(encoding="utf-8")
-    head, begin, rest = before.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if begin and end:
-        middle = "\n".join([BEGIN, "", *counters_table(tables), "", END])
-        readme.write_text(head + middle + tail, encoding="utf-8")

@@ -115,7 +115,7 @@ def _frame(result: Recovery, step: int, picture: Array, offset: Array) -> Any:
     """Return one frame as a Pillow image."""
     height, width = result.reference.shape[1:]
     figure = import_extra("matplotlib.figure", "demo").Figure(
-        (5.2, 2.6 * height / width + 0.42), dpi=DPI, layout="constrained"
+        (5.2, 2.6 * height / width + 0.5), dpi=DPI, layout="constrained"
     )
     before = result.squared_errors[0]
     after = float(np.mean((picture - result.reference) ** 2))

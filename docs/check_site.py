@@ -2,9 +2,9 @@
 
     python docs/check_site.py site [--pictures build/site]
 
-Every link and picture leads to a file of the site, every #anchor to a place on its page, and nothing
-is fetched from elsewhere. Where a Chromium is found, no page is wider than a telephone's 390 pixels,
-and pictures of some pages go to a folder, to be looked at.
+Every link and picture leads to a file of the site, every #anchor to a place on its page, and
+nothing is fetched from elsewhere. Where a Chromium is found, no page is wider than a telephone's
+390 pixels, and pictures of some pages go to a folder, to be looked at.
 """
 
 import argparse
@@ -49,7 +49,7 @@ class Page(html.parser.HTMLParser):
 def broken(site):
     """Return what leads nowhere or elsewhere, a line each."""
     pages = {path: Page(path) for path in sorted(site.rglob("*.html"))}
-    lines = []
+    lines = [] if pages else [f"{site} has no pages"]
     for path, page in pages.items():
         if path.name == "404.html":  # it links from the root of a server
             continue
@@ -117,7 +117,7 @@ def take_pictures(site, browser, folder):
 
 
 class serving:
-    """Serve the site on this machine alone, and a page in front of it; gives that page's address."""
+    """Serve the site on this machine alone, and a page in front of it, whose address it gives."""
 
     def __init__(self, site, front):
         class Handler(http.server.SimpleHTTPRequestHandler):

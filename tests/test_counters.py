@@ -219,20 +219,3 @@ def test_results_say_what_is_a_model(tmp_path, monkeypatch):
     points = {at: {each: Figures(at, 1, 1, 1, 1) for each in DIRECTIONS} for at in (1, 2)}
     plots.draw_sizes(tmp_path / "sizes.png", {"channels": points, "side": points})
     assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("times", "sizes"))
-
-
-def test_the_readme_has_a_place_for_the_counters(tmp_path):
-    readme = Path(__file__).parents[1] / "README.md"
-    copy = tmp_path / "README.md"
-    copy.write_text(readme.read_text(encoding="utf-8"), encoding="utf-8")
-    calls = counters.count(TINY, "float32")
-    results.update(copy, [results.Counted(COUNTED["S6"], "float32", calls, {})])
-    before, after = (path.read_text(encoding="utf-8") for path in (readme, copy))
-    for text in (before, after):
-        assert text.count(results.BEGIN) == text.count(results.END) == 1
-    middle = after.partition(results.BEGIN)[2].partition(results.END)[0]
-    assert len(middle.strip().splitlines()) == 4  # header, rule, forward, backward
-    assert before.partition(results.BEGIN)[0] == after.partition(results.BEGIN)[0]
-    assert before.partition(results.END)[2] == after.partition(results.END)[2]
-    results.update(tmp_path / "none.md", [])
-    assert not (tmp_path / "none.md").exists()

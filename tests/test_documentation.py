@@ -1,4 +1,4 @@
-"""What is written runs: the README's code and every docstring's example."""
+"""What is written runs: the code of the README and of docs/, and every docstring's example."""
 
 import contextlib
 import doctest
@@ -13,7 +13,7 @@ from emulator import nvrtc
 from libraries import has_numba
 
 import cupy_dcn
-from cupy_dcn import _kernels
+from cupy_dcn import _kernels, plot
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,27 +22,68 @@ try:
     COMPILES = True
 except nvrtc.NvrtcMissing:
     COMPILES = False
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+# Pages whose blocks are run; what is written about frameworks has tests of its own.
+RUN = (
+    "README.md", "docs/index.md", "docs/tutorial.md", "docs/how-to/streams.md",
+    "docs/how-to/memory.md", "docs/how-to/determinism.md",
+)  # fmt: skip
+BLOCK = re.compile(r"^(<!-- needs: cupy -->\n\n)?```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PAGES = sorted(ROOT.glob("docs/**/*.md"))
 
 
-def test_readmes_code_runs():
-    assert len(BLOCKS) >= 2
+@pytest.mark.parametrize("page", RUN)
+def test_code_on_the_pages_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # pictures go there
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    blocks = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
     names, with_cupy = {}, 0
-    for block in BLOCKS:
-        uses_cupy = re.search(r"^import cupy$", block, re.MULTILINE) is not None
-        with_cupy += uses_cupy
-        with emulated_cupy.install() if uses_cupy else contextlib.nullcontext():
-            if COMPILES or not uses_cupy:
-                exec(compile(block, "README.md", "exec"), names)
-    assert with_cupy >= 1
-    assert names["y"].shape == (8, 16, 26, 26)
+    with contextlib.ExitStack() as stack:
+        for marked, block in blocks:
+            if marked or re.search(r"^import cupy$", block, re.MULTILINE):
+                if with_cupy == 0 and COMPILES:
+                    stack.enter_context(emulated_cupy.install())
+                with_cupy += 1
+            if COMPILES or with_cupy == 0:
+                exec(compile(block, page, "exec"), names)
+    assert len(blocks) >= 1
+    assert ("cupy_dcn" in names) == (COMPILES or with_cupy < len(blocks))
+    assert (with_cupy >= 1) == (page in ("README.md", "docs/tutorial.md", "docs/how-to/streams.md"))
+    assert list(tmp_path.iterdir()) or "savefig" not in "".join(block for _, block in blocks)
 
 
-def test_readmes_links_and_pictures_exist():
-    targets = re.findall(r"\]\(([^)#]+)\)", README)
-    assert len(targets) >= 5
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda each: each.name)
+def test_links_and_pictures_exist(page):
+    text = page.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text)
     for target in targets:
-        assert (ROOT / target).is_file(), target
+        assert re.match(r"https?:", target) or (page.parent / target).is_file(), target
+    assert len(targets) >= 5 or page.name != "README.md"
+
+
+def test_pictures_are_small():
+    sizes = {path: path.stat().st_size for path in (ROOT / "docs").rglob("*.*")}
+    assert all(size < 230_000 for path, size in sizes.items() if path.suffix in (".png", ".jpg"))
+    assert all(size < 1_000_000 for size in sizes.values())
+
+
+def test_the_site_has_every_page():
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r"^ +- .*: (\S+\.md)$", text, re.MULTILINE))
+    assert {str(page.relative_to(ROOT / "docs").as_posix()) for page in PAGES} <= named
+    assert len(named) >= 20
+
+
+def test_the_reference_has_every_public_name():
+    written = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    directives = set(re.findall(r"^::: cupy_dcn\.(\S+)$", written, re.MULTILINE))
+    assert set(cupy_dcn.__all__) | {f"plot.{name}" for name in plot.__all__} <= directives
+
+
+def test_a_place_for_the_table_of_errors():
+    script = (ROOT / "benchmarks" / "accuracy.py").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "explanation" / "accuracy.md").read_text(encoding="utf-8")
+    for marker in re.findall(r"<!-- accuracy: .*? -->", script):
+        assert page.count(marker) == 1
 
 
 def test_readmes_make_targets_exist():
