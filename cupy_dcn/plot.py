@@ -219,8 +219,8 @@ def quiver(
     axes.imshow(picture, cmap="gray" if picture.ndim == 2 else None)
     drawn = axes.quiver(
         starts[:, 1], starts[:, 0], arrows[1], arrows[0], np.hypot(*arrows), cmap="plasma",
-        angles="xy", scale_units="xy", scale=1 / scale, width=0.006,
-        edgecolor="white", linewidth=0.4,
+        angles="xy", scale_units="xy", scale=1 / scale, width=0.0045, headwidth=4, headlength=4,
+        headaxislength=3.5, edgecolor="white", linewidth=0.4,
     )  # fmt: skip
     times = "" if scale == 1 else f", drawn {scale:g} times as long"
     axes.figure.colorbar(drawn, ax=axes, label=f"length of the offset in pixels{times}")

@@ -23,7 +23,10 @@ from urllib.parse import unquote, urlsplit
 
 BROWSERS = "chromium", "chromium-browser", "google-chrome", "chrome"
 WIDTHS = {"desk": (1280, 1700), "telephone": (390, 1700)}
-PICTURED = "index", "tutorial", "gallery", "how-to/install", "reference/operator", "benchmark"
+PICTURED = (
+    "index", "tutorial", "gallery", "how-to/install", "reference/operator", "reference/layers",
+    "benchmark",
+)  # fmt: skip
 FETCHED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src"}
 SECONDS = 120  # for the browser, at most
 
