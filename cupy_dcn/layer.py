@@ -117,6 +117,7 @@ class DeformConv2D(Layer):
         mask: Array | None = None,
         *,
         needs: Iterable[str] = GRADIENTS,
+        deterministic: bool = False,
     ) -> Gradients:
         """Return the gradients of `forward` by x, offset, weight, bias and mask.
 
@@ -128,6 +129,8 @@ class DeformConv2D(Layer):
             As given to `forward`.
         needs : tuple of str
             Which gradients to compute; only these are worked for.
+        deterministic : bool
+            As in `deform_conv2d_backward`: the same bits from run to run on a GPU, too.
 
         Returns
         -------
@@ -136,5 +139,5 @@ class DeformConv2D(Layer):
         """
         return deform_conv2d_backward(
             grad_output, self._check_x(x), offset, self.weight, self.bias, mask=mask, needs=needs,
-            **self._attributes(),
+            deterministic=deterministic, **self._attributes(),
         )  # fmt: skip

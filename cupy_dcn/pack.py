@@ -185,7 +185,9 @@ class DeformConv2DPack(Layer):
 
     __call__ = forward
 
-    def backward(self, grad_output: Array, x: Array) -> PackGradients:
+    def backward(
+        self, grad_output: Array, x: Array, *, deterministic: bool = False
+    ) -> PackGradients:
         """Return the gradients of `forward` by x and by every parameter.
 
         With (gx, goffset, gmask) the gradients of the deformable convolution::
@@ -199,6 +201,8 @@ class DeformConv2DPack(Layer):
             Gradient of the output.
         x : ndarray, shape (N, in_channels, H, W)
             As given to `forward`.
+        deterministic : bool
+            As in `deform_conv2d_backward`: the same bits from run to run on a GPU, too.
 
         Returns
         -------
@@ -210,8 +214,9 @@ class DeformConv2DPack(Layer):
             raw = self._convolved(x, at_rest)
             offset, mask = self._split(raw)
             outer: Any = deform_conv2d_backward(
-                grad_output, x, offset, self.weight, self.bias, mask=mask, **self._attributes()
-            )
+                grad_output, x, offset, self.weight, self.bias, mask=mask,
+                deterministic=deterministic, **self._attributes(),
+            )  # fmt: skip
             grad_raw = outer.offset
             if outer.mask is not None:
                 factor = outer.mask.astype(compute_dtype(x.dtype))
@@ -220,6 +225,7 @@ class DeformConv2DPack(Layer):
             inner: Any = deform_conv2d_backward(
                 grad_raw, x, at_rest, self.conv_offset_weight, self.conv_offset_bias,
                 self.stride, self.padding, self.dilation, needs=("x", "weight", "bias"),
+                deterministic=deterministic,
             )  # fmt: skip
             grad_x = outer.x
             grad_x += inner.x

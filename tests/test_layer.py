@@ -421,3 +421,21 @@ def test_representation_names_what_differs():
     assert repr(pack).endswith(
         "deformable_groups=2, dtype='float32', device='cpu', modulated=False)"
     )
+
+
+@pytest.mark.parametrize("layer", [cupy_dcn.DeformConv2D, cupy_dcn.DeformConv2DPack])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_backward_passes_deterministic_on(layer, deterministic, monkeypatch):
+    module, seen = sys.modules[layer.__module__], []
+    inner = module.deform_conv2d_backward
+
+    def noting(*arrays, **options):
+        seen.append(options["deterministic"])
+        return inner(*arrays, **options)
+
+    monkeypatch.setattr(module, "deform_conv2d_backward", noting)
+    x, grad = np.ones((1, 1, 4, 4), np.float32), np.ones((1, 2, 2, 2), np.float32)
+    given = [np.zeros((1, 18, 2, 2), x.dtype)] if layer is cupy_dcn.DeformConv2D else []
+    layer(1, 2, 3).backward(grad, x, *given, deterministic=deterministic)
+    assert seen
+    assert set(seen) == {deterministic}
