@@ -293,9 +293,10 @@ def check_needs(
 ) -> frozenset[str]:
     """Check which gradients are asked for, by the names of a function's arguments."""
     if isinstance(needs, str) or library_of(needs) or not isinstance(needs, Iterable):
+        example = needs if isinstance(needs, str) and needs in among else among[0]
         raise TypeError(
             f"needs must be a tuple of names among {among}, got {came(needs)};"
-            " a single one is written needs=('x',)"
+            f" a single one is written needs=('{example}',)"
         )
     names = list(needs)
     for name in names:

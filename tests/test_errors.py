@@ -918,3 +918,10 @@ def test_no_row_is_there_twice():
     labels = [(library, case.label, function) for library, case, function in RUNS]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     assert not twice
+
+
+@pytest.mark.parametrize(("given", "example"), [("offset", "offset"), ("all", "x")])
+def test_a_single_name_as_needs_is_shown_as_a_tuple(given, example):
+    x, offset = np.ones((1, 1, 3, 3)), np.zeros((1, 2, 3, 3))
+    with pytest.raises(TypeError, match=rf"is written needs=\('{example}',\)"):
+        cupy_dcn.deform_conv2d_backward(x, x, offset, np.ones((1, 1, 1, 1)), needs=given)
