@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,8 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Array]) -> N
     """Write arrays of either library; the file is whole or stays what it was."""
     target = Path(path)
     write = {".npz": _write_npz, ".safetensors": _write_safetensors}[_format_of(target)]
-    part = target.with_name(target.name + ".part")
+    # A name of its own, so that several may write to one path: the last to end is what stays.
+    part = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         write(part, {name: np.ascontiguousarray(on_host(a)) for name, a in arrays.items()})
         part.replace(target)

@@ -69,7 +69,7 @@ TYPES = {
     "scalar": lambda a: a.dtype.type(1), "0-d": lambda a: np.array(1, a.dtype),
     "number": lambda a: 1.0, "word": lambda a: "x", "function": lambda a: len,
     "bytes": lambda a: a.tobytes(), "class": lambda a: np.ndarray,
-    "matrix": lambda a: np.asmatrix(a.reshape(1, -1)),
+    "matrix": lambda a: a.reshape(1, -1).view(np.matrix),
     "another dtype": lambda a: a.astype("f4" if a.dtype == "f8" else "f8"),
 }  # fmt: skip
 SHAPES = {

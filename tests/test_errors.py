@@ -848,8 +848,10 @@ def raise_sites():
     """Where the functions of the table and the modules behind them raise: {(file, line): last}."""
     sites = {}
     inner = set(PACKAGE.glob("_[!_]*.py")) - {PACKAGE / "_warmup.py"}  # it takes no arrays
-    # For test_plan.py, test_layer.py and test_derivatives.py.
-    others = "_plan_arguments", "_files", "_layer", "_layer_arguments", "_tangents"
+    # For test_plan.py, test_layer.py, test_derivatives.py and test_plot.py.
+    others = (
+        "_plan_arguments", "_files", "_layer", "_layer_arguments", "_tangents", "_plot_arguments",
+    )  # fmt: skip
     inner -= {PACKAGE / f"{name}.py" for name in others}
     for path in (*inner, PACKAGE / "functional.py", PACKAGE / "offsets.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,6 +1,7 @@
 """Layers: their arithmetic by every library; states, files and errors."""
 
 import sys
+import threading
 
 import ml_dtypes
 import numpy as np
@@ -10,7 +11,7 @@ from cases import Case, assert_close, plain_convolution
 from libraries import dcn
 
 import cupy_dcn
-from cupy_dcn import DeformConv2D, DeformConv2DPack, _oracle
+from cupy_dcn import DeformConv2D, DeformConv2DPack, _files, _oracle
 
 pytestmark = pytest.mark.usefixtures("library")
 
@@ -439,3 +440,24 @@ def test_backward_passes_deterministic_on(layer, deterministic, monkeypatch):
     layer(1, 2, 3).backward(grad, x, *given, deterministic=deterministic)
     assert seen
     assert set(seen) == {deterministic}
+
+
+def test_two_threads_may_save_to_one_path(monkeypatch, tmp_path):
+    path, written = tmp_path / "layer.npz", []
+    one, other = (cupy_dcn.DeformConv2D(2, 3, 1, rng=seed) for seed in (0, 1))
+    write = _files._write_npz
+
+    def write_and_be_overtaken(part, arrays):
+        write(part, arrays)
+        written.append(part)
+        if len(written) == 1:
+            thread = threading.Thread(target=other.save, args=(path,))
+            thread.start()
+            thread.join()
+
+    monkeypatch.setattr(_files, "_write_npz", write_and_be_overtaken)
+    one.save(path)
+    assert len(set(written)) == 2
+    assert list(tmp_path.iterdir()) == [path]
+    other.load(path)
+    np.testing.assert_array_equal(other.weight, one.weight)
