@@ -102,7 +102,7 @@ bench: $(sort $(if $(filter no-cupy,$(CUPY)),,$(COUNTED)) $(TIMED)) ## count the
 	$(dir $(TIMED))bin/python benchmarks/cpu_peers.py $(ARGS)
 	CUPY_DCN_NUMBA=0 $(dir $(TIMED))bin/python benchmarks/small_call.py
 
-docs: $(VENV)-docs/.ready ## build the documentation site into site/, which opens from disk: site/index.html
+docs: $(VENV)-docs/.ready ## build the documentation site into site/; site/index.html opens from disk
 	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/python -m mkdocs build --strict --quiet
 	@echo "The site is in $(abspath site/index.html)"
 
