@@ -90,6 +90,21 @@ def test_fractions_keep_the_centre_of_the_gradient():
     np.testing.assert_allclose(points.mean(axis=0), centre, atol=1e-12)
 
 
+@pytest.mark.parametrize("beyond", [0.25, 0.75, 1.0])
+def test_a_sample_fades_at_the_border_of_the_layer_below(beyond):
+    still, moved = np.zeros((2, 1, 2, 9, 9))
+    moved[0, :, 0, 8] = -beyond, beyond  # up and to the right, from a corner
+    ax = Figure().add_subplot()
+    plot.draw_sampling(np.eye(9), [still, moved], [(0, 8), (4, 4)], 1, ax=ax)
+    areas = [each.get_sizes() for each in ax.collections[1::2]]
+    one = np.ones((1, 1, 1, 1))
+    grad = np.zeros((1, 1, 9, 9))
+    grad[0, 0, 0, 8] = 1
+    grad = cupy_dcn.deform_conv2d_backward(grad, grad, moved, one, needs=("x",)).x
+    assert areas[0].sum() / areas[1].sum() == pytest.approx(grad.sum())
+    assert len(areas[0]) == (beyond < 1)
+
+
 def test_regular_points_are_drawn_once():
     layers = stack(3, lambda rng, shape: np.zeros(shape))
     hollow, filled, _ = draw(layers, (1, 4))
