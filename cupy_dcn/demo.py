@@ -106,9 +106,7 @@ def demo(
     import_extra("matplotlib", "demo")
     _check_output(output, picture)
     if animation is not None:
-        _check_output(animation, picture)
-        if not os.fspath(animation).lower().endswith(".gif"):
-            raise ValueError(f"{os.fspath(animation)} names no GIF, expected an ending of .gif")
+        _check_animation(animation, picture)
     name = "matplotlib's photograph" if picture is None else os.fspath(picture)
     reference = read_picture(picture)
     displacement = smooth_displacement(reference.shape[1:])
@@ -299,8 +297,8 @@ def _report(result: Recovery, name: str) -> None:
         print(f"{title:20} {text}")
 
 
-def _check_output(output: str | os.PathLike[str], picture: str | os.PathLike[str] | None) -> None:
-    """Refuse a figure that could not be written, or would replace the picture, before any work."""
+def _check_place(output: str | os.PathLike[str], picture: str | os.PathLike[str] | None) -> str:
+    """Refuse a file that could not be written, or would replace the picture; return its name."""
     if picture is not None and os.path.realpath(output) == os.path.realpath(picture):
         raise ValueError(
             f"the figure would overwrite the picture {os.fspath(picture)};"
@@ -309,9 +307,22 @@ def _check_output(output: str | os.PathLike[str], picture: str | os.PathLike[str
     folder, name = os.path.split(os.path.abspath(output))
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"{folder} is no folder, expected one to write {name} to")
+    return name
+
+
+def _check_output(output: str | os.PathLike[str], picture: str | os.PathLike[str] | None) -> None:
+    """Refuse a figure that could not be written, before any work."""
+    name = _check_place(output, picture)
     kinds = import_extra("matplotlib.figure", "demo").Figure().canvas.get_supported_filetypes()
     if os.path.splitext(name)[1].lstrip(".").lower() not in kinds:
         raise ValueError(
             f"{name} names no picture format, expected an ending among {', '.join(sorted(kinds))};"
             " for example demo.png"
         )
+
+
+def _check_animation(path: str | os.PathLike[str], picture: str | os.PathLike[str] | None) -> None:
+    """Refuse a GIF that could not be written, before any work."""
+    name = _check_place(path, picture)
+    if not name.lower().endswith(".gif"):
+        raise ValueError(f"{name} names no GIF, expected an ending of .gif; for example demo.gif")
