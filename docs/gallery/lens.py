@@ -148,7 +148,7 @@ def draw(result):
     """Return the figure."""
     height, width = result.photo[0].shape[1:]
     with matplotlib.rc_context(SIZE):
-        figure = Figure((WIDTH, 0.24 * WIDTH * height / width + 1), layout="constrained")
+        figure = Figure((WIDTH, 0.24 * WIDTH * height / width + 0.85), layout="constrained")
         figure.suptitle("A lens corrected: offsets computed from its Brown-Conrady model")
         grid = figure.subplots(1, 4)
         titles = (
