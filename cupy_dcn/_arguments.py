@@ -18,12 +18,13 @@ from ._arrays import (
     describe,
     is_half,
     library_of,
+    of_one_library,
     overlaps,
     require_array,
     require_bytes,
-    require_one_library,
 )
 from ._attributes import came, counted, geometry_of, integer, kernel_pair
+from ._foreign import is_read_only
 from ._geometry import Geometry
 
 GRADIENTS = ("x", "offset", "weight", "bias", "mask")
@@ -62,7 +63,9 @@ def validate(
     workspace_bytes: object,
 ) -> Arguments:
     """Check one call of the operator; see ``deform_conv2d`` for what is expected."""
-    require_one_library({"x": x, "offset": offset, "weight": weight, "bias": bias, "mask": mask})
+    x, offset, weight, bias, mask = of_one_library(
+        {"x": x, "offset": offset, "weight": weight, "bias": bias, "mask": mask}
+    )
     x_ = require_array("x", x, "(N, C_in, H, W)")
     weight_ = require_array("weight", weight, "(C_out, C_in/groups, KH, KW)")
     require_dtype("weight", weight_, x_)
@@ -181,7 +184,7 @@ def check_bias(bias: object, weight: Array) -> Array:
 
 def check_grad_output(grad_output: object, arguments: Arguments) -> Array:
     """Check the gradient of the output (N, C_out, OH, OW), in x's dtype."""
-    require_one_library({"grad_output": grad_output, "x": arguments.x})
+    grad_output, _ = of_one_library({"grad_output": grad_output, "x": arguments.x})
     array = require_array("grad_output", grad_output, "(N, C_out, OH, OW)")
     require_dtype("grad_output", array, arguments.x)
     expected = out_shape(arguments)
@@ -255,16 +258,16 @@ def check_holder(
 
     ``sources`` are the arrays that it must share no memory with.
     """
-    require_one_library({name: out, like: model})
+    taken: Any = of_one_library({name: out, like: model})[0]
     library = library_of(model)
     empty = f"{str(library).lower()}.empty"
-    if library_of(out) is None or out.dtype != model.dtype:  # type: ignore[attr-defined]
+    if library_of(taken) is None or taken.dtype != model.dtype:
         raise TypeError(
             f"{name} must be a {library} array of {like}'s dtype {model.dtype}, got"
-            f" {came(out) if library_of(out) else describe(out)};"
+            f" {came(taken) if library_of(taken) else describe(taken)};"
             f" {empty}({expected}, {like}.dtype) fits"
         )
-    array = require_array(name, out, axes)
+    array = require_array(name, taken, axes)
     if array.shape != expected:
         raise ValueError(
             f"{name} has shape {array.shape}, expected {formula};"
@@ -272,7 +275,7 @@ def check_holder(
         )
     # CuPy arrays are always writeable, and require_array has seen that they are aligned.
     aligned = getattr(array.flags, "aligned", True)
-    writeable = getattr(array.flags, "writeable", True)
+    writeable = getattr(array.flags, "writeable", taken is out or not is_read_only(out))
     if not (array.flags.c_contiguous and writeable and aligned):
         raise ValueError(
             f"{name} must be C-contiguous, aligned and writeable, got strides {array.strides} for"

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._foreign import ByArrayInterface, ByCudaInterface, ByDLPack, kind_of, view_of
+
 Array = npt.NDArray[Any]  # or a CuPy array, whose methods are the same
+AnyArray = Array | ByDLPack | ByCudaInterface | ByArrayInterface | memoryview  # what is taken
 
 MOST_BYTES = 2**63 - 1  # CuPy's sizes are such integers, and wrap
 SUPPORTED = "float64, float32, float16 or bfloat16"
@@ -55,9 +58,12 @@ def require_array(name: str, value: object, axes: str, besides: str = "") -> Arr
     """
     library = library_of(value)
     if library is None:
+        value = as_array(name, value)
+        library = library_of(value)
+    if library is None:
         raise TypeError(
             f"{name} must be a NumPy or CuPy array {axes}, got {describe(value)};"
-            " numpy.asarray(...) converts lists and CPU tensors"
+            " numpy.asarray(...) converts lists"
         )
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
@@ -97,11 +103,18 @@ def require_bytes(name: str, shape: tuple[int, ...], itemsize: int) -> None:
         )
 
 
-def require_one_library(arrays: Mapping[str, object]) -> None:
-    """Demand arrays of one library, on one device; what is no array is left to its own check."""
+def of_one_library(arrays: Mapping[str, object]) -> tuple[Any, ...]:
+    """Return the arrays, foreign ones as NumPy's or CuPy's; they must be one's, on one device.
+
+    What is no array, such as None, is returned as it is, and left to its own check.
+    """
+    if all(value is None or isinstance(value, np.ndarray) for value in arrays.values()):
+        return tuple(arrays.values())
+    given = arrays
+    arrays = {name: as_array(name, value) for name, value in given.items()}
     libraries = {name: found for name, value in arrays.items() if (found := library_of(value))}
     if len(set(libraries.values())) > 1:
-        came = ", ".join(f"{name} is a {library} array" for name, library in libraries.items())
+        came = ", ".join(f"{name} is {_origin(given[name], arrays[name])}" for name in libraries)
         raise TypeError(
             f"expected all arrays from one library, but {came};"
             " cupy.asarray(...) moves one to the GPU, cupy.asnumpy(...) to the CPU"
@@ -114,6 +127,24 @@ def require_one_library(arrays: Mapping[str, object]) -> None:
                 f"expected all arrays on one device, but {came};"
                 " cupy.asarray(...) under `with cupy.cuda.Device(...)` copies one over"
             )
+    return tuple(arrays.values())
+
+
+def as_array(name: str, value: object) -> Any:
+    """Return an array of another library, called ``name``, as NumPy's or CuPy's in its memory.
+
+    Anything else is returned as it is.
+    """
+    return value if value is None or library_of(value) else view_of(name, value)
+
+
+def _origin(value: object, array: Any) -> str:
+    """Name the library of what came, and where a foreign array lies."""
+    library = library_of(array)
+    if array is value:
+        return f"a {library} array"
+    place = "the CPU" if library == "NumPy" else f"device {array.device.id}"
+    return f"{kind_of(value)} on {place}"
 
 
 def is_supported(dtype: np.dtype[Any]) -> bool:

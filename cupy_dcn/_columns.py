@@ -18,7 +18,7 @@ from ._arguments import (
     check_workspace,
     require_dtype,
 )
-from ._arrays import Array, require_array, require_bytes, require_one_library
+from ._arrays import AnyArray, Array, of_one_library, require_array, require_bytes
 from ._attributes import check_flag, geometry_of, pair
 from ._cut import DEFAULT_WORKSPACE, Cut, Tile
 from ._geometry import Geometry
@@ -29,15 +29,15 @@ COLUMNS_AXES = "(N, groups, OH*OW, KH*KW, C_in/groups)"
 
 
 def deform_im2col(
-    x: Array,
-    offset: Array,
+    x: AnyArray,
+    offset: AnyArray,
     kernel_size: int | Sequence[int],
     stride: int | Sequence[int] = 1,
     padding: int | str | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     deformable_groups: int = 1,
     groups: int = 1,
-    mask: Array | None = None,
+    mask: AnyArray | None = None,
     *,
     workspace_bytes: int | None = None,
 ) -> Array:
@@ -90,7 +90,7 @@ def deform_im2col(
            [4.5, 5.5, 6.5],
            [3. , 3.5, 4. ]])
     """
-    require_one_library({"x": x, "offset": offset, "mask": mask})
+    x, offset, mask = of_one_library({"x": x, "offset": offset, "mask": mask})
     x = require_array("x", x, "(N, C_in, H, W)")
     kernel = pair("kernel_size", kernel_size, 1)
     geometry = geometry_of(x.shape, kernel, stride, padding, dilation, deformable_groups, groups)
@@ -119,15 +119,15 @@ def deform_im2col(
 
 
 def deform_col2im(
-    grad_columns: Array,
-    offset: Array,
+    grad_columns: AnyArray,
+    offset: AnyArray,
     image_size: tuple[int, int],
     kernel_size: int | Sequence[int],
     stride: int | Sequence[int] = 1,
     padding: int | str | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     deformable_groups: int = 1,
-    mask: Array | None = None,
+    mask: AnyArray | None = None,
     *,
     workspace_bytes: int | None = None,
     deterministic: bool = False,
@@ -166,7 +166,9 @@ def deform_col2im(
     array([[0.25, 0.25],
            [0.25, 0.25]])
     """
-    require_one_library({"grad_columns": grad_columns, "offset": offset, "mask": mask})
+    grad_columns, offset, mask = of_one_library(
+        {"grad_columns": grad_columns, "offset": offset, "mask": mask}
+    )
     grad_columns = require_array("grad_columns", grad_columns, COLUMNS_AXES)
     images, groups, _, _, channels = grad_columns.shape
     shape = (images, groups * channels, *pair("image_size", image_size, 1))
@@ -189,15 +191,15 @@ def deform_col2im(
 
 
 def deform_coord_grad(
-    grad_columns: Array,
-    x: Array,
-    offset: Array,
+    grad_columns: AnyArray,
+    x: AnyArray,
+    offset: AnyArray,
     kernel_size: int | Sequence[int],
     stride: int | Sequence[int] = 1,
     padding: int | str | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     deformable_groups: int = 1,
-    mask: Array | None = None,
+    mask: AnyArray | None = None,
     *,
     workspace_bytes: int | None = None,
 ) -> tuple[Array, Array | None]:
@@ -238,7 +240,9 @@ def deform_coord_grad(
     >>> cupy_dcn.deform_coord_grad(grad, x, offset, 1, stride=2)[0].ravel()  # d/dy, d/dx
     array([10.,  1.])
     """
-    require_one_library({"grad_columns": grad_columns, "x": x, "offset": offset, "mask": mask})
+    grad_columns, x, offset, mask = of_one_library(
+        {"grad_columns": grad_columns, "x": x, "offset": offset, "mask": mask}
+    )
     x = require_array("x", x, "(N, C_in, H, W)")
     grad_columns = require_array("grad_columns", grad_columns, COLUMNS_AXES)
     require_dtype("grad_columns", grad_columns, x)
@@ -261,7 +265,7 @@ def deform_coord_grad(
 
 
 def _check_samples(
-    grad_columns: Array, offset: Array, mask: Array | None, geometry: Geometry
+    grad_columns: Array, offset: AnyArray, mask: AnyArray | None, geometry: Geometry
 ) -> tuple[Array, Array | None]:
     like = grad_columns.dtype, "grad_columns"
     offset = check_offset(offset, geometry, *like)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arguments import require_dtype
-from ._arrays import Array, library_of, require_array, require_one_library
+from ._arrays import AnyArray, Array, library_of, of_one_library, require_array
 from ._attributes import integer
 from ._files import opened, write_arrays
 from ._layer_arguments import (
@@ -26,7 +26,7 @@ from ._layer_arguments import (
 )
 from ._warmup import dtype_of
 
-Initial = Array | Callable[[tuple[int, ...]], Array] | bool | None
+Initial = AnyArray | Callable[[tuple[int, ...]], AnyArray] | bool | None
 
 Kind = TypeVar("Kind", bound="Layer")
 
@@ -90,7 +90,7 @@ class Layer:
         return self._parameters["weight"]
 
     @weight.setter
-    def weight(self, value: Array) -> None:
+    def weight(self, value: AnyArray) -> None:
         self._set("weight", value)
 
     @property
@@ -99,7 +99,7 @@ class Layer:
         return self._parameters.get("bias")
 
     @bias.setter
-    def bias(self, value: Array) -> None:
+    def bias(self, value: AnyArray) -> None:
         self._set("bias", value)
 
     @property
@@ -162,7 +162,7 @@ class Layer:
         """
         return dict(self._parameters)
 
-    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+    def load_state_dict(self, state: Mapping[str, AnyArray]) -> None:
         """Take copies of other parameters, from NumPy or CuPy arrays on any device.
 
         Parameters
@@ -239,12 +239,12 @@ class Layer:
                 f"this layer has no {name}, expected one that was made with it;"
                 f" {type(self).__name__}(..., {name}_attr=None) makes such a layer"
             )
-        require_one_library({name: value, "the layer": held})
+        value, _ = of_one_library({name: value, "the layer": held})
         self._parameters[name] = check_value(name, value, held)
 
     def _check_x(self, x: object) -> Array:
         """Check what concerns x and the layer; the rest is the functions' to check."""
-        require_one_library({"x": x, "the layer": self.weight})
+        x, _ = of_one_library({"x": x, "the layer": self.weight})
         array = require_array("x", x, "(N, C_in, H, W)")
         require_dtype("x", array, self.weight, "layer")
         if array.shape[1] != self.in_channels:

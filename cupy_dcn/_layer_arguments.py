@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ._arguments import require_dtype
-from ._arrays import Array, describe, is_bfloat16, library_of, on_host, require_array
+from ._arrays import Array, as_array, describe, is_bfloat16, library_of, on_host, require_array
 from ._attributes import came, integer, integer_sides, pair
 from ._warmup import usable_cupy
 
@@ -47,7 +47,7 @@ def first_values(
     """Return a parameter's first values, a NumPy array of its own."""
     if attr is None or attr is True:
         return default.astype(dtype)
-    made = attr(shape) if callable(attr) else attr
+    made = as_array(f"{name}_attr", attr(shape) if callable(attr) else attr)
     if library_of(made) is None and not isinstance(made, (list, tuple)):
         raise TypeError(
             f"{name}_attr must be None, an array or a function that makes one from a shape, got"

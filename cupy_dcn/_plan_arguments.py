@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ._arguments import GRADIENTS, Arguments, check_bias, check_holder, require_dtype
-from ._arrays import Array, library_of, require_array, require_one_library
+from ._arrays import Array, library_of, of_one_library, require_array
 from ._attributes import HINTS, came, integer
 
 AXES = {
@@ -23,7 +23,7 @@ def check_weight(
     weight: object, bias: object, planned: Array, planned_bias: Array | None
 ) -> tuple[Array, Array | None]:
     """Check a weight and a bias, if there is one, that take the place of a plan's."""
-    require_one_library({"weight": weight, "bias": bias, "the plan's weight": planned})
+    weight, bias, _ = of_one_library({"weight": weight, "bias": bias, "the plan's weight": planned})
     weight_ = require_array("weight", weight, AXES["weight"])
     require_dtype("weight", weight_, planned, "the plan")
     if weight_.shape != planned.shape:

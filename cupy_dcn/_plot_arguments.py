@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arguments import check_mask, check_offset
-from ._arrays import Array, library_of, on_host, require_array
+from ._arrays import Array, as_array, library_of, on_host, require_array
 from ._attributes import came, counted, geometry_of, is_integer, pair
 from ._geometry import Geometry
 from ._receptive_field import Sampling
@@ -17,7 +17,7 @@ from ._receptive_field import Sampling
 
 def check_image(image: npt.ArrayLike) -> Array:
     """Return a picture as ``imshow`` takes it."""
-    picture = np.asarray(on_host(image))
+    picture = np.asarray(on_host(as_array("image", image)))
     if picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4)):
         return picture
     raise ValueError(
@@ -54,7 +54,7 @@ def _is_several(offset: object) -> bool:
     return (
         isinstance(offset, (list, tuple))
         and len(offset) > 0
-        and all(library_of(each) for each in offset)
+        and all(library_of(as_array("offset", each)) for each in offset)
     )
 
 
@@ -79,7 +79,7 @@ def _check_layer(
     size: tuple[int, ...], offset: Any, mask: Any, settings: Mapping[str, Any], owner: str
 ) -> Sampling:
     """Return one layer that samples an image of this size, if all fits together."""
-    offset, mask = on_host(offset), on_host(mask)
+    offset, mask = on_host(as_array("offset", offset)), on_host(as_array("mask", mask))
     geometry = _geometry(size, offset, owner, **settings)
     first = _first_channel(settings["deformable_group"], geometry)
     taps = slice(first, first + geometry.taps)

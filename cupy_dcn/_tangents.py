@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._arguments import GRADIENTS, Arguments, require_dtype
-from ._arrays import Array, require_array, require_one_library
+from ._arrays import Array, of_one_library, require_array
 from ._attributes import came
 from ._cut import Cut, Memory
 
@@ -118,9 +118,9 @@ def check_tangents(name: str, value: object, call: Arguments) -> Tangents:
             f" {name}=cupy_dcn.Tangents(x=...) leaves the others at 0"
         )
     given = {f"{name}.{field}": getattr(value, field) for field in GRADIENTS}
-    require_one_library({"x": call.x, **given})
+    _, *parts = of_one_library({"x": call.x, **given})
     return Tangents(
-        *(_check_like(f"{name}.{field}", getattr(value, field), field, call) for field in GRADIENTS)
+        *(_check_like(*each, call) for each in zip(given, parts, GRADIENTS, strict=True))
     )
 
 

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from ._arguments import Arguments, check_grad_output, check_needs, validate
-from ._arrays import Array, compute_dtype
+from ._arrays import AnyArray, Array, compute_dtype
 from ._cut import Tile
 from ._geometry import Geometry
 from ._prepared import empty_output
@@ -51,16 +51,16 @@ from ._workspace import Sum, Workspace
 
 
 def deform_conv2d_jvp(
-    x: Array,
-    offset: Array,
-    weight: Array,
-    bias: Array | None = None,
+    x: AnyArray,
+    offset: AnyArray,
+    weight: AnyArray,
+    bias: AnyArray | None = None,
     stride: int | Sequence[int] = 1,
     padding: int | str | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     deformable_groups: int = 1,
     groups: int = 1,
-    mask: Array | None = None,
+    mask: AnyArray | None = None,
     name: str | None = None,
     *,
     tangents: Tangents,
@@ -133,17 +133,17 @@ def deform_conv2d_jvp(
 
 
 def deform_conv2d_double_backward(
-    grad_output: Array,
-    x: Array,
-    offset: Array,
-    weight: Array,
-    bias: Array | None = None,
+    grad_output: AnyArray,
+    x: AnyArray,
+    offset: AnyArray,
+    weight: AnyArray,
+    bias: AnyArray | None = None,
     stride: int | Sequence[int] = 1,
     padding: int | str | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     deformable_groups: int = 1,
     groups: int = 1,
-    mask: Array | None = None,
+    mask: AnyArray | None = None,
     name: str | None = None,
     *,
     cotangents: Tangents,

@@ -21,7 +21,7 @@ from ._arguments import (
     check_out,
     validate,
 )
-from ._arrays import Array, compute_dtype
+from ._arrays import AnyArray, Array, compute_dtype, library_of
 from ._attributes import check_flag
 from ._cut import Tile
 from ._prepared import Gradients, Prepared, empty_gradients, empty_output, prepare
@@ -30,19 +30,19 @@ from ._workspace import Sum, Workspace
 
 
 def deform_conv2d(
-    x: Array,
-    offset: Array,
-    weight: Array,
-    bias: Array | None = None,
+    x: AnyArray,
+    offset: AnyArray,
+    weight: AnyArray,
+    bias: AnyArray | None = None,
     stride: int | Sequence[int] = 1,
     padding: int | str | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     deformable_groups: int = 1,
     groups: int = 1,
-    mask: Array | None = None,
+    mask: AnyArray | None = None,
     name: str | None = None,
     *,
-    out: Array | None = None,
+    out: AnyArray | None = None,
     workspace_bytes: int | None = None,
 ) -> Array:
     """Convolve images with a kernel whose every tap looks where an offset sends it.
@@ -55,8 +55,9 @@ def deform_conv2d(
     ----------
     x : ndarray, shape (N, C_in, H, W)
         Images, float64, float32, float16 or bfloat16 (of ml_dtypes). N may be 0. All arrays are
-        NumPy's, or all are CuPy's and on one device. Views of x, offset and mask are read in
-        place.
+        NumPy's, or all are CuPy's and on one device; those of torch, Paddle, JAX and others count
+        as NumPy's where they lie on the CPU and as CuPy's where on a GPU, by DLPack or an array
+        interface. Views of x, offset and mask are read in place.
     offset : ndarray, shape (N, 2*deformable_groups*KH*KW, OH, OW)
         Displacement of every tap at every output pixel, in pixels of x: channel ``g*2K + 2k`` is
         dy (positive downward) and ``g*2K + 2k + 1`` is dx (positive to the right) of tap
@@ -79,7 +80,8 @@ def deform_conv2d(
     name : str, optional
         Accepted as in Paddle, and ignored.
     out : ndarray, shape (N, C_out, OH, OW), optional
-        Takes the result, and is returned. C-contiguous, of x's dtype, apart from the inputs.
+        Takes the result, and is returned; of a tensor, the NumPy or CuPy array of its memory.
+        C-contiguous, of x's dtype, apart from the inputs.
         Validation errors leave it untouched; after a failure during the work, such as memory
         running out or an interrupt, it may be written in part.
     workspace_bytes : int, optional
@@ -98,8 +100,9 @@ def deform_conv2d(
     Raises
     ------
     TypeError
-        If an argument is not an array, libraries are mixed, or dtypes are unsupported or mixed: all
-        arrays have x's dtype; offset and mask may be float32 beside half-precision x.
+        If an argument is not an array, a tensor requires gradients, CPU and GPU are mixed, or
+        dtypes are unsupported or mixed: all arrays have x's dtype; offset and mask may be float32
+        beside half-precision x.
     ValueError
         If a shape or an attribute does not fit, or CuPy arrays are on several devices or not
         aligned. Both come before any work; ``out`` is untouched.
@@ -159,21 +162,21 @@ def deform_conv2d(
         (prepared,) = prepare(call.geometry, call.weight, call.bias, call.workspace_bytes, (False,))
         result = empty_output(call) if checked is None else checked
         forward(prepared, call, result)
-    return result if out is None else out  # type: ignore[no-any-return]
+    return out if library_of(out) else result  # type: ignore[return-value]
 
 
 def deform_conv2d_backward(
-    grad_output: Array,
-    x: Array,
-    offset: Array,
-    weight: Array,
-    bias: Array | None = None,
+    grad_output: AnyArray,
+    x: AnyArray,
+    offset: AnyArray,
+    weight: AnyArray,
+    bias: AnyArray | None = None,
     stride: int | Sequence[int] = 1,
     padding: int | str | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     deformable_groups: int = 1,
     groups: int = 1,
-    mask: Array | None = None,
+    mask: AnyArray | None = None,
     name: str | None = None,
     *,
     needs: Iterable[str] = GRADIENTS,

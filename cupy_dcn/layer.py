@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ._arguments import GRADIENTS
-from ._arrays import Array
+from ._arrays import AnyArray, Array
 from ._layer import Layer
 from ._prepared import Gradients
 from .functional import deform_conv2d, deform_conv2d_backward
@@ -87,7 +87,7 @@ class DeformConv2D(Layer):
     {'weight': (16, 1, 3, 3), 'bias': (16,)}
     """
 
-    def forward(self, x: Array, offset: Array, mask: Array | None = None) -> Array:
+    def forward(self, x: AnyArray, offset: AnyArray, mask: AnyArray | None = None) -> Array:
         """Return the convolution of x; calling the layer does the same.
 
         Parameters
@@ -111,10 +111,10 @@ class DeformConv2D(Layer):
 
     def backward(
         self,
-        grad_output: Array,
-        x: Array,
-        offset: Array,
-        mask: Array | None = None,
+        grad_output: AnyArray,
+        x: AnyArray,
+        offset: AnyArray,
+        mask: AnyArray | None = None,
         *,
         needs: Iterable[str] = GRADIENTS,
         deterministic: bool = False,

@@ -11,18 +11,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from ._arrays import (
+    AnyArray,
     Array,
     compute_dtype,
     module_of,
+    of_one_library,
     on_device,
     require_array,
     require_bytes,
-    require_one_library,
 )
 from ._attributes import integer_sides, pair
 
 
-def pack_offset(dy: Array, dx: Array) -> Array:
+def pack_offset(dy: AnyArray, dx: AnyArray) -> Array:
     """Interleave vertical and horizontal displacements into an offset.
 
     Parameters
@@ -49,7 +50,7 @@ def pack_offset(dy: Array, dx: Array) -> Array:
     array([ 0.5, -2. ])
     """
     axes = "(N, deformable_groups*KH*KW, OH, OW)"
-    require_one_library({"dy": dy, "dx": dx})
+    dy, dx = of_one_library({"dy": dy, "dx": dx})
     dy, dx = require_array("dy", dy, axes), require_array("dx", dx, axes)
     if dy.dtype != dx.dtype:
         raise TypeError(
@@ -69,7 +70,7 @@ def pack_offset(dy: Array, dx: Array) -> Array:
         return stacked.reshape(shape)
 
 
-def unpack_offset(offset: Array) -> tuple[Array, Array]:
+def unpack_offset(offset: AnyArray) -> tuple[Array, Array]:
     """Take an offset apart into vertical and horizontal displacements: undoes `pack_offset`.
 
     Parameters
@@ -105,7 +106,7 @@ def unpack_offset(offset: Array) -> tuple[Array, Array]:
 
 
 def sampling_grid(
-    offset: Array,
+    offset: AnyArray,
     kernel_size: int | Sequence[int],
     stride: int | Sequence[int] = 1,
     padding: int | Sequence[int] = 0,
@@ -148,10 +149,10 @@ def sampling_grid(
     taps = kernel[0] * kernel[1]
     if dy.shape[1] == 0 or dy.shape[1] % taps:
         raise ValueError(
-            f"offset has {offset.shape[1]} channels, expected a multiple of 2*KH*KW = {2 * taps}"
+            f"offset has {2 * dy.shape[1]} channels, expected a multiple of 2*KH*KW = {2 * taps}"
             f" (kernel {kernel[0]}x{kernel[1]}); offsets are (dy, dx) pairs per tap"
         )
-    dtype = compute_dtype(offset.dtype)
+    dtype = compute_dtype(dy.dtype)
     grids = []
     for axis, step in enumerate((dy, dx)):
         positions = np.arange(step.shape[2 + axis]) * strides[axis] - pads[2 * axis]

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ._arrays import Array
+from ._arrays import AnyArray, Array
 from ._attributes import came, is_integer
 from .functional import deform_conv2d
 
 
 def deform_conv(
-    X: Array,
-    W: Array,
-    offset: Array,
-    B: Array | None = None,
-    mask: Array | None = None,
+    X: AnyArray,
+    W: AnyArray,
+    offset: AnyArray,
+    B: AnyArray | None = None,
+    mask: AnyArray | None = None,
     *,
     kernel_shape: Sequence[int] | None = None,
     strides: Sequence[int] = (1, 1),

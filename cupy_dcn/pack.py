@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arguments import layer_geometry
-from ._arrays import Array, compute_dtype, module_of, on_device
+from ._arrays import AnyArray, Array, compute_dtype, module_of, on_device
 from ._layer import Initial, Layer
 from .functional import deform_conv2d, deform_conv2d_backward
 
@@ -140,7 +140,7 @@ class DeformConv2DPack(Layer):
         return self._parameters["conv_offset.weight"]
 
     @conv_offset_weight.setter
-    def conv_offset_weight(self, value: Array) -> None:
+    def conv_offset_weight(self, value: AnyArray) -> None:
         self._set("conv_offset.weight", value)
 
     @property
@@ -149,10 +149,10 @@ class DeformConv2DPack(Layer):
         return self._parameters["conv_offset.bias"]
 
     @conv_offset_bias.setter
-    def conv_offset_bias(self, value: Array) -> None:
+    def conv_offset_bias(self, value: AnyArray) -> None:
         self._set("conv_offset.bias", value)
 
-    def offset_and_mask(self, x: Array) -> tuple[Array, Array | None]:
+    def offset_and_mask(self, x: AnyArray) -> tuple[Array, Array | None]:
         """Return where the pack samples x, to be drawn or kept.
 
         Parameters
@@ -168,7 +168,7 @@ class DeformConv2DPack(Layer):
         with on_device(x):
             return self._split(self._convolved(x, self._no_offset(x)))
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: AnyArray) -> Array:
         """Return the convolution of x; calling the pack does the same.
 
         Parameters
@@ -186,7 +186,7 @@ class DeformConv2DPack(Layer):
     __call__ = forward
 
     def backward(
-        self, grad_output: Array, x: Array, *, deterministic: bool = False
+        self, grad_output: AnyArray, x: AnyArray, *, deterministic: bool = False
     ) -> PackGradients:
         """Return the gradients of `forward` by x and by every parameter.
 

@@ -23,7 +23,7 @@ from ._arguments import (
     layer_geometry,
     require_dtype,
 )
-from ._arrays import Array, library_of, require_array, require_bytes, require_one_library
+from ._arrays import AnyArray, Array, library_of, of_one_library, require_array, require_bytes
 from ._attributes import check_flag
 from ._plan_arguments import (
     AXES,
@@ -122,8 +122,8 @@ class Plan:
     def __init__(
         self,
         x_shape: Sequence[int],
-        weight: Array,
-        bias: Array | None = None,
+        weight: AnyArray,
+        bias: AnyArray | None = None,
         stride: int | Sequence[int] = 1,
         padding: int | str | Sequence[int] = 0,
         dilation: int | Sequence[int] = 1,
@@ -137,7 +137,7 @@ class Plan:
         deterministic: bool = False,
         workspace_bytes: int | None = None,
     ) -> None:
-        require_one_library({"weight": weight, "bias": bias})
+        weight, bias = of_one_library({"weight": weight, "bias": bias})
         self._weight = require_array("weight", weight, AXES["weight"])
         self._dtype = self._weight.dtype
         self._x_shape = planned_shape(x_shape)
@@ -200,7 +200,12 @@ class Plan:
         )
 
     def forward(
-        self, x: Array, offset: Array, mask: Array | None = None, *, out: Array | None = None
+        self,
+        x: AnyArray,
+        offset: AnyArray,
+        mask: AnyArray | None = None,
+        *,
+        out: AnyArray | None = None,
     ) -> Array:
         """Return what `deform_conv2d` returns; calling the plan does the same.
 
@@ -220,19 +225,19 @@ class Plan:
         with self._turn():
             result = empty_output(call) if checked is None else checked
             functional.forward(self._forward, call, result)
-        return result if out is None else out
+        return out if library_of(out) else result  # type: ignore[return-value]
 
     __call__ = forward
 
     def backward(
         self,
-        grad_output: Array,
-        x: Array,
-        offset: Array,
-        mask: Array | None = None,
+        grad_output: AnyArray,
+        x: AnyArray,
+        offset: AnyArray,
+        mask: AnyArray | None = None,
         *,
         needs: Iterable[str] = GRADIENTS,
-        out: Sequence[Array | None] | None = None,
+        out: Sequence[AnyArray | None] | None = None,
     ) -> Gradients:
         """Return what `deform_conv2d_backward` returns; the plan is made with ``backward=True``.
 
@@ -266,7 +271,7 @@ class Plan:
             functional.backward(self._backward, call, grad_output, grads)
         return grads
 
-    def set_weight(self, weight: Array, bias: Array | None = None) -> None:
+    def set_weight(self, weight: AnyArray, bias: AnyArray | None = None) -> None:
         """Take other values: of a weight, and of a bias if there is one and it is given.
 
         Parameters
@@ -301,7 +306,9 @@ class Plan:
 
     def _arguments(self, x: object, offset: object, mask: object) -> Arguments:
         """Check the arrays of one call against what the plan was made for."""
-        require_one_library({"x": x, "offset": offset, "mask": mask, "weight": self._weight})
+        x, offset, mask, _ = of_one_library(
+            {"x": x, "offset": offset, "mask": mask, "weight": self._weight}
+        )
         x_ = require_array("x", x, AXES["x"])
         require_dtype("x", x_, self._weight, "weight")
         if x_.shape != self._x_shape:

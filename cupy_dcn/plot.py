@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import Array
+from ._arrays import AnyArray, Array
 from ._attributes import came, integer, is_integer
 from ._plot_arguments import check_image, check_layers, check_pixels
 from ._receptive_field import Sampling, receptive_field, regular_grid
@@ -27,7 +27,7 @@ ARROWS = 20  # along the longer side of a picture
 
 def draw_sampling(
     image: npt.ArrayLike,
-    offset: Array | Sequence[Array],
+    offset: AnyArray | Sequence[AnyArray],
     at: Sequence[int] | Sequence[Sequence[int]],
     kernel_size: int | Sequence[Any] = 3,
     stride: int | Sequence[Any] = 1,
@@ -35,7 +35,7 @@ def draw_sampling(
     dilation: int | Sequence[Any] = 1,
     *,
     deformable_group: int | list[int] = 0,
-    mask: Array | Sequence[Array | None] | None = None,
+    mask: AnyArray | Sequence[AnyArray | None] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw where deformed kernels sample the image for one output pixel or several.
@@ -137,7 +137,7 @@ def draw_sampling(
 
 def quiver(
     image: npt.ArrayLike,
-    offset: Array,
+    offset: AnyArray,
     kernel_size: int | Sequence[int] = 3,
     stride: int | Sequence[int] = 1,
     padding: int | str | Sequence[int] = 0,

@@ -382,6 +382,37 @@ def test_unsupported_dtypes(cupy):
         cupy.empty(2, np.complex64)
 
 
+def test_dlpack_goes_both_ways(cupy):
+    array = cupy.arange(6, dtype=np.float32).reshape(2, 3)
+    taken = cupy.from_dlpack(array.T)
+    assert (taken.data.ptr, taken.strides) == (array.data.ptr, (4, 12))
+    assert taken is not array
+    assert array.__dlpack_device__() == (2, 0)
+    capsule = array.__dlpack__(stream=1)
+    capsule.consume()
+    with pytest.raises(ValueError, match="cannot be consumed multiple times"):
+        capsule.consume()
+    with pytest.raises(ValueError, match="0 was provided"):
+        array.__dlpack__(stream=0)
+    with pytest.raises(TypeError, match="CPU arrays cannot be directly imported"):
+        cupy.from_dlpack(np.zeros(3))
+
+
+def test_an_interface_is_waited_for_on_its_stream(cupy):
+    array = cupy.zeros(3)
+
+    class Foreign:
+        __cuda_array_interface__ = array.__cuda_array_interface__
+
+    with recorded() as log:
+        cupy.asarray(Foreign())
+    assert log.synchronisations == [Synchronisation("stream", 0)]
+    del Foreign.__cuda_array_interface__["stream"]
+    with recorded() as log:
+        cupy.asarray(Foreign())
+    assert log.synchronisations == []
+
+
 def test_cuda_array_interface_goes_both_ways(cupy):
     array = cupy.arange(6, dtype=np.float32).reshape(2, 3)
 

@@ -188,7 +188,7 @@ OWNERS = {"x": (*CONVOLUTIONS, *STAGES[:1]), "grad_columns": STAGES[1:]}
 NOT_AN_ARRAY = [
     *(
         wrong(f"{name} is {came}", TypeError, f"{name} must be a NumPy or CuPy array {axes}, got"
-              f" {came}; numpy.asarray(...) converts lists and CPU tensors", **{name: value})
+              f" {came}; numpy.asarray(...) converts lists", **{name: value})
         for name, axes in AXES.items()
         for came, value in NO_ARRAYS.items()
         if name != "out" and (value is not None or name not in OPTIONAL)
@@ -848,9 +848,10 @@ def raise_sites():
     """Where the functions of the table and the modules behind them raise: {(file, line): last}."""
     sites = {}
     inner = set(PACKAGE.glob("_[!_]*.py")) - {PACKAGE / "_warmup.py"}  # it takes no arrays
-    # For test_plan.py, test_layer.py, test_derivatives.py and test_plot.py.
+    # For test_plan.py, test_layer.py, test_derivatives.py, test_plot.py and test_foreign.py.
     others = (
         "_plan_arguments", "_files", "_layer", "_layer_arguments", "_tangents", "_plot_arguments",
+        "_foreign",
     )  # fmt: skip
     inner -= {PACKAGE / f"{name}.py" for name in others}
     for path in (*inner, PACKAGE / "functional.py", PACKAGE / "offsets.py"):

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from . import _conversion, _host, _indexing, _layout, _linalg, _memory, _reductions, _ufuncs
-from ._devices import get_device_id, set_device_id
+from ._devices import CUDA, get_device_id, set_device_id
 from ._dtypes import supported_dtype
 from ._layout import Shape
 from ._log import Operation, record
-from ._streams import STREAM_LEGACY, Stream, current_pointer
+from ._streams import STREAM_LEGACY, Stream, current_pointer, synchronize_stream
 from ._views import Views, normalize_order
 
 
@@ -258,7 +258,12 @@ class ndarray(Views):
         dl_device: Any = None,
         copy: Any = None,
     ) -> Any:
-        raise NotImplementedError("DLPack is not emulated")
+        from ._dlpack import to_dlpack
+
+        return to_dlpack(self, stream, dl_device)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return CUDA, self.data.device_id
 
     def __array__(self, dtype: Any = None) -> Any:
         raise TypeError(
@@ -356,7 +361,10 @@ def from_interface(value: Any) -> ndarray | None:
     shape, dtype = interface["shape"], np.dtype(interface["typestr"])
     strides = interface.get("strides") or _layout.contiguous_strides(shape, dtype.itemsize)
     end = _layout.byte_range(shape, strides, dtype.itemsize)[1]
-    memory = _memory.UnownedMemory(interface["data"][0], end, value)
+    device = -1 if 0 not in shape else get_device_id()  # which an address of 0 does not tell
+    memory = _memory.UnownedMemory(interface["data"][0], end, value, device)
+    if interface.get("stream") is not None:
+        synchronize_stream(interface["stream"])
     return ndarray(shape, dtype, _memory.MemoryPointer(memory, 0), strides)
 
 

@@ -20,6 +20,8 @@ from ._settings import settings
 # emulator, and neither expects its memory to change under it.
 lock = threading.RLock()
 
+CUDA = 2  # DLPack's number for such a device
+
 _BASE = 0x7F00_0000_0000
 _APART = 0x0080_0000_0000
 

@@ -15,6 +15,7 @@ from . import (
     _creation,
     _cublas,
     _devices,
+    _dlpack,
     _linalg,
     _memory,
     _pool,
@@ -132,6 +133,7 @@ def _cupy() -> dict[str, Any]:
         "divide": _ufuncs.true_divide,
         "get_default_memory_pool": _pool.get_default_memory_pool,
         **_from(_raw, "RawKernel RawModule"),
+        **_from(_dlpack, "from_dlpack"),
         **_from(_linalg, "matmul dot"),
         **_from(_reductions, "sum any all"),
         **_from(

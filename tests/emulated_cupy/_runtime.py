@@ -118,6 +118,19 @@ def deviceGetAttribute(attrib: int, device: int) -> int:
     )
 
 
+class PointerAttributes:
+    """Where an address is."""
+
+    def __init__(self, device: int, devicePointer: int, hostPointer: int, type: int = -1) -> None:
+        self.device, self.devicePointer = device, devicePointer
+        self.hostPointer, self.type = hostPointer, type
+
+
+def pointerGetAttributes(ptr: int) -> PointerAttributes:
+    """Return the device of an address."""
+    return PointerAttributes(_devices.device_of(ptr), ptr, 0, 2)
+
+
 def memsetAsync(ptr: int, value: int, size: int, stream: int) -> None:
     """Fill device memory with one byte value."""
     _at(ptr).memset_async(c_int(value), c_size(size), _OfPointer(stream))
