@@ -43,7 +43,7 @@ OLD = -W ignore::DeprecationWarning
 # Left out beside an old NVRTC: the registers of kernels, which are held to what the newest takes.
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-lowest faults fuzz test-memory mutants sanitize accuracy lint kernels gpu-report bench docs docs-check gallery figures clean
+.PHONY: help demo test test-frameworks test-lowest faults fuzz test-memory mutants sanitize accuracy lint kernels gpu-report bench docs docs-check gallery figures clean
 .NOTPARALLEL:
 
 help: ## say what there is to make
@@ -68,6 +68,9 @@ faults: $(VENV)/.ready-$(CUPY) ## plant every fault in the kernels and see it ca
 
 test-memory: $(VENV)/.ready-$(CUPY) ## measure memory at every size; make test does at a few
 	$(TEST) -m pytest -n $(WORKERS) tests/test_memory.py tests/test_memory_gpu.py -m memory $(ARGS)
+
+test-frameworks: $(VENV)-frameworks/.ready ## run the tests with torch, Paddle and JAX, which it installs (several GB)
+	$(VENV)-frameworks/bin/python -m pytest tests/test_frameworks.py tests/test_documentation.py -k 'not docstring' $(ARGS)
 
 test-lowest: $(LOWEST) ## run the tests with the lowest versions that pyproject.toml allows; PYTHON=python3.10 has the oldest
 	$(VENV)-lowest/bin/python -m pytest $(OLD) -n $(WORKERS) $(ARGS)
@@ -117,7 +120,7 @@ figures: $(VENV)-demo/.ready ## draw the pictures of the documentation again
 	$(DEMOS) -m cupy_dcn demo -o docs/demo.jpg --animation docs/recovery.gif
 
 clean: ## remove the virtual environments, the caches and the demo's picture
-	rm -rf $(VENV) $(VENV)-demo $(VENV)-docs $(VENV)-bench $(VENV)-peers $(VENV)-lowest $(VENV)-lowest-cupy build dist site $(DEMO)
+	rm -rf $(VENV) $(VENV)-demo $(VENV)-docs $(VENV)-bench $(VENV)-peers $(VENV)-frameworks $(VENV)-lowest $(VENV)-lowest-cupy build dist site $(DEMO)
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -128,9 +131,10 @@ $(VENV)-demo/.ready:    EXTRA = demo
 $(VENV)-docs/.ready:    EXTRA = docs
 $(COUNTED):             EXTRA = bench$(if $(BESIDE),$(comma)peers)$(if $(filter no-cupy,$(CUPY)),,$(comma)$(CUPY))
 $(VENV)-peers/.ready:   EXTRA = bench,peers
+$(VENV)-frameworks/.ready: EXTRA = frameworks,test
 comma = ,
 
-$(VENV)/.ready-$(CUPY) $(VENV)-demo/.ready $(VENV)-docs/.ready $(COUNTED) $(VENV)-peers/.ready: pyproject.toml
+$(VENV)/.ready-$(CUPY) $(VENV)-demo/.ready $(VENV)-docs/.ready $(COUNTED) $(VENV)-peers/.ready $(VENV)-frameworks/.ready: pyproject.toml
 	@test -e $@ || { $(check_python) && echo "making $(@D) ($(EXTRA))" && $(PYTHON) -m venv --clear $(@D); }
 	@rm -f $@
 	@$(@D)/bin/python -m pip install --quiet --editable '.[$(EXTRA)]' || { $(explain); false; }
