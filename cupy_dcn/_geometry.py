@@ -3,7 +3,9 @@
 Both twins and the cut are functions of it, so they cannot disagree about shapes.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 
 def output_size(size: int, pads: int, kernel: int, stride: int, dilation: int) -> int:
@@ -69,6 +71,19 @@ class Geometry:
         return max(
             self.height + self.pad_top + self.dilation_y * self.kernel_height,
             self.width + self.pad_left + self.dilation_x * self.kernel_width,
-            self.out_height * self.stride_y,
+            self.out_height * self.stride_y - min(self.pad_top, 0),
             self.out_width * self.stride_x,
+        )
+
+    def part(self, images: int, first_row: int, rows: int) -> Geometry:
+        """Return the geometry of some rows of the output of so many images.
+
+        Their padding above may be negative: a tap's row is a whole number, so locations are those
+        of the undivided call to the bit.
+        """
+        return replace(
+            self,
+            images=images,
+            out_height=rows,
+            pad_top=self.pad_top - first_row * self.stride_y,
         )

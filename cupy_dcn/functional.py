@@ -8,7 +8,7 @@ The backward is the same stages right to left.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -157,11 +157,7 @@ def deform_conv2d(
         x, offset, weight, bias, stride, padding, dilation, deformable_groups, groups, mask,
         workspace_bytes,
     )  # fmt: skip
-    checked = None if out is None else check_out(out, call)
-    with twin_of(call.x).on_device(call.x):
-        (prepared,) = prepare(call.geometry, call.weight, call.bias, call.workspace_bytes, (False,))
-        result = empty_output(call) if checked is None else checked
-        forward(prepared, call, result)
+    result = convolve(call, None if out is None else check_out(out, call))
     return out if library_of(out) else result  # type: ignore[return-value]
 
 
@@ -264,6 +260,22 @@ def deform_conv2d_backward(
     grad_output = check_grad_output(grad_output, call)
     wanted = check_needs(needs)
     check_flag("deterministic", deterministic)
+    return pull_back(call, grad_output, wanted, deterministic)
+
+
+def convolve(call: Arguments, out: Array | None = None) -> Array:
+    """Return the output of a checked call, in ``out`` if it is given."""
+    with twin_of(call.x).on_device(call.x):
+        (prepared,) = prepare(call.geometry, call.weight, call.bias, call.workspace_bytes, (False,))
+        result = empty_output(call) if out is None else out
+        forward(prepared, call, result)
+    return result
+
+
+def pull_back(
+    call: Arguments, grad_output: Array, wanted: Collection[str], deterministic: bool
+) -> Gradients:
+    """Return the wanted gradients of a checked call."""
     with twin_of(call.x).on_device(call.x):
         (prepared,) = prepare(
             call.geometry,

@@ -25,7 +25,7 @@ else:
 ROOT = Path(__file__).parents[1]
 LAZY = (
     "cupy", "numba", "matplotlib", "threadpoolctl", "tqdm", "ml_dtypes", "onnx", "safetensors",
-    "argparse",
+    "dask", "argparse",
 )  # fmt: skip
 
 
@@ -200,8 +200,8 @@ FORBIDDEN_CALLS = {
 }  # fmt: skip
 FORBIDDEN_STARTS = "os.exec", "os.spawn", "os.posix_spawn"
 THIRD_PARTY = {
-    "PIL", "cupy", "cupy_backends", "cupy_dcn", "matplotlib", "ml_dtypes", "numba", "numpy",
-    "onnx", "safetensors", "scipy", "threadpoolctl", "tqdm",
+    "PIL", "cupy", "cupy_backends", "cupy_dcn", "dask", "matplotlib", "ml_dtypes", "numba",
+    "numpy", "onnx", "safetensors", "scipy", "threadpoolctl", "tqdm",
 }  # fmt: skip
 # Who may do what is not said in the source itself: import a module by name, load a library.
 # _blas.py opens NumPy's own extension module, which is loaded already. Numba's cache of compiled
