@@ -11,10 +11,12 @@ from __future__ import annotations
 import functools
 import re
 import threading
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ._progress import logger
 from ._specialisation import Macros
 
 # name of the kernel -> its file
@@ -95,8 +97,11 @@ def kernel(cupy: ModuleType, name: str, macros: Macros) -> Any:
         with _lock:
             found = _compiled.get(key)
             if found is None:
+                start = time.perf_counter()
                 module = cupy.RawModule(code=text(name, macros), options=("-std=c++17",))
                 found = _compiled[key] = module.get_function(name)
+                seconds = time.perf_counter() - start
+                logger.debug("%s loaded in %.3f s, with %s", name, seconds, macros)
     return found
 
 

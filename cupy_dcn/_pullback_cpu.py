@@ -21,6 +21,7 @@ from ._arrays import Array
 from ._columns_cpu import col2im, coord_grad, im2col
 from ._cut import Cut, Parts, Tile, Tiles
 from ._parallel import spread
+from ._progress import Watch
 from ._samples_cpu import Samples, locate
 from ._windows_cpu import Box, Image, Window, owning_boxes, zero_window
 from ._workspace import Sum, Workspace
@@ -48,7 +49,14 @@ class Pullback:
     grad_mask: Array | None = None
     direct: tuple[Array, Array] | None = None  # of the GPU
 
-    def run(self) -> None:
+    def steps(self) -> int:
+        """Return how many tiles a run goes through, and windows where it gathers grad_x."""
+        cut, gathered = self.cut, 0
+        if self.grad_x is not None and cut.window_cells is not None:
+            gathered = len(owning_boxes(cut.geometry, cut.window_cells)) * cut.geometry.images
+        return cut.tile_count + gathered
+
+    def run(self, watch: Watch = iter) -> None:
         """Fill the gradients, that of the weight with its sum over all tiles."""
         cut = self.cut
         if self.add_grad_weight is None and self.grad_x is None and not self._wants_coordinates:
@@ -61,13 +69,17 @@ class Pullback:
                 for workspace in (self.shared, *self.workspaces):
                     scopes.enter_context(workspace.scope())
                 work = partial(
-                    self._tiles, images=images, image=self._image(images), scatter=scatter
+                    self._tiles,
+                    images=images,
+                    image=self._image(images),
+                    scatter=scatter,
+                    watch=watch,
                 )
                 windows = spread(work, tiles, workers)
                 if scatter:
                     self._write_grad_x(images, [window for window in windows if window])
             if self.grad_x is not None and not cut.holds_whole:
-                self._gather_grad_x(images, tiles)
+                self._gather_grad_x(images, tiles, watch)
         for other in self.grad_weights[1:]:
             if not other.empty:
                 self.grad_weights[0].array += other.array
@@ -95,11 +107,12 @@ class Pullback:
         images: slice,
         image: Image | None,
         scatter: bool,
+        watch: Watch,
     ) -> Window | None:
         """Work through some tiles; return the window they scattered into."""
         workspace, grad_weight = worker
         window = self._zero_window(None, images, workspace) if scatter else None
-        for tile in tiles:
+        for tile in watch(tiles):
             with workspace.scope():
                 self._tile(tile, workspace, images, image, window, grad_weight)
         return window
@@ -148,7 +161,7 @@ class Pullback:
         gathered, pixels = windows[0].owned(self.grad_x[images])
         np.copyto(pixels, gathered, casting="same_kind")
 
-    def _gather_grad_x(self, images: slice, tiles: Tiles) -> None:
+    def _gather_grad_x(self, images: slice, tiles: Tiles, watch: Watch) -> None:
         """Fill grad_x window by window, every window on one thread."""
         cut = self.cut
         assert cut.window_cells is not None
@@ -160,7 +173,7 @@ class Pullback:
         ]
 
         def gather(boxes: Iterable[Box], workspace: Workspace) -> None:
-            for box in boxes:
+            for box in watch(boxes):
                 with workspace.scope():
                     window = self._zero_window(box, images, workspace)
                     for run, bounds in zip(runs, reach, strict=True):

@@ -18,6 +18,7 @@ from ._arrays import Array
 from ._columns_gpu import GradImage, Image, backward, col2im, coord_grad, im2col, locate
 from ._cut import Cut, Tile
 from ._direct_backward_gpu import pull_back_directly
+from ._progress import Watch
 from ._workspace import Sum, Workspace
 
 
@@ -40,14 +41,18 @@ class Pullback:
     grad_mask: Array | None = None
     direct: tuple[Array, Array] | None = None  # weight and grad_output, if there are no columns
 
-    def run(self) -> None:
+    def steps(self) -> int:
+        """Return how many chunks a run queues."""
+        return self.cut.tile_count
+
+    def run(self, watch: Watch = iter) -> None:
         """Fill the gradients, that of the weight with its sum over all chunks."""
         if self.add_grad_weight is None and self.grad_x is None and not self._wants_coordinates:
             return
         for images in self.cut.image_groups():
             with self.shared.scope():
                 image, grad_image = self._image(images), self._grad_image(images)
-                for tile in self.cut.tiles(images):
+                for tile in watch(self.cut.tiles(images)):
                     self._tile(tile, image, grad_image)
                 if grad_image is not None and self.grad_x is not None:
                     grad_image.write(self.grad_x)

@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 
 from ._arrays import Array
+from ._progress import logger
 
 
 def twin_of(array: Array) -> ModuleType:
@@ -23,7 +24,9 @@ def twin_of(array: Array) -> ModuleType:
 @functools.cache
 def _on_host() -> ModuleType:
     """Return the twin for NumPy arrays: compiled loops where there is Numba."""
-    if why_not_numba() is None:
+    reason = why_not_numba()
+    logger.debug("NumPy arrays: by %s", "Numba" if reason is None else f"NumPy; Numba {reason}")
+    if reason is None:
         from . import _numba
 
         return _numba

@@ -25,6 +25,7 @@ from ._arrays import AnyArray, Array, compute_dtype, library_of
 from ._attributes import check_flag
 from ._cut import Tile
 from ._prepared import Gradients, Prepared, empty_gradients, empty_output, prepare
+from ._progress import Progress, Watch, check_progress, log_cut, reported
 from ._twins import twin_of
 from ._workspace import Sum, Workspace
 
@@ -44,6 +45,7 @@ def deform_conv2d(
     *,
     out: AnyArray | None = None,
     workspace_bytes: int | None = None,
+    progress: Progress | None = None,
 ) -> Array:
     """Convolve images with a kernel whose every tap looks where an offset sends it.
 
@@ -90,6 +92,10 @@ def deform_conv2d(
         takes more than half of it comes on top, since an image cannot be sampled in part; and there
         a bound that is given is used in full, while by default chunks are as large as suits the
         device's caches. Where it is too small for any work, the error names the least that works.
+    progress : callable, optional
+        ``tqdm.tqdm``, or what is called like it: ``progress(iterable, total=n, desc=name,
+        unit="tile")`` returns an iterable, of which the call takes one item for each tile of work,
+        in the caller's thread. On a GPU a tile counts when it is queued.
 
     Returns
     -------
@@ -157,7 +163,8 @@ def deform_conv2d(
         x, offset, weight, bias, stride, padding, dilation, deformable_groups, groups, mask,
         workspace_bytes,
     )  # fmt: skip
-    result = convolve(call, None if out is None else check_out(out, call))
+    check_progress(progress)
+    result = convolve(call, None if out is None else check_out(out, call), progress)
     return out if library_of(out) else result  # type: ignore[return-value]
 
 
@@ -178,6 +185,7 @@ def deform_conv2d_backward(
     needs: Iterable[str] = GRADIENTS,
     workspace_bytes: int | None = None,
     deterministic: bool = False,
+    progress: Progress | None = None,
 ) -> Gradients:
     """Return the gradients of `deform_conv2d` by x, offset, weight, bias and mask.
 
@@ -211,6 +219,8 @@ def deform_conv2d_backward(
         summed on a GPU in no fixed order, so its last bits may differ from call to call. On NumPy
         arrays it is always so, on the same number of threads. On a GPU it counts 4 bytes a pixel
         of an image and deformable group besides its copy.
+    progress : callable, optional
+        As in `deform_conv2d`: one bar for all gradients.
 
     Returns
     -------
@@ -260,20 +270,25 @@ def deform_conv2d_backward(
     grad_output = check_grad_output(grad_output, call)
     wanted = check_needs(needs)
     check_flag("deterministic", deterministic)
-    return pull_back(call, grad_output, wanted, deterministic)
+    check_progress(progress)
+    return pull_back(call, grad_output, wanted, deterministic, progress)
 
 
-def convolve(call: Arguments, out: Array | None = None) -> Array:
+def convolve(call: Arguments, out: Array | None = None, progress: Progress | None = None) -> Array:
     """Return the output of a checked call, in ``out`` if it is given."""
     with twin_of(call.x).on_device(call.x):
         (prepared,) = prepare(call.geometry, call.weight, call.bias, call.workspace_bytes, (False,))
         result = empty_output(call) if out is None else out
-        forward(prepared, call, result)
+        forward(prepared, call, result, progress)
     return result
 
 
 def pull_back(
-    call: Arguments, grad_output: Array, wanted: Collection[str], deterministic: bool
+    call: Arguments,
+    grad_output: Array,
+    wanted: Collection[str],
+    deterministic: bool,
+    progress: Progress | None = None,
 ) -> Gradients:
     """Return the wanted gradients of a checked call."""
     with twin_of(call.x).on_device(call.x):
@@ -287,18 +302,21 @@ def pull_back(
             deterministic,
         )
         grads = empty_gradients(call, wanted)
-        backward(prepared, call, grad_output, grads)
+        backward(prepared, call, grad_output, grads, progress)
     return grads
 
 
-def forward(prepared: Prepared, call: Arguments, result: Array) -> None:
+def forward(
+    prepared: Prepared, call: Arguments, result: Array, progress: Progress | None = None
+) -> None:
     """Write the output: tile by tile, sample, multiply; or both at once, without columns."""
     twin, geometry, dtype = twin_of(call.x), call.geometry, prepared.dtype
     weight, bias, memory = prepared.weight, prepared.bias, prepared.memory
     cut = twin.fit_index(prepared.cut, call.arrays(result))
+    log_cut("deform_conv2d", cut, memory.nbytes)
 
-    def convolve(tiles: Iterable[Tile], workspace: Workspace, image: Any) -> None:
-        for tile in tiles:
+    def convolve(tiles: Iterable[Tile], workspace: Workspace, image: Any, watch: Watch) -> None:
+        for tile in watch(tiles):
             with workspace.scope():
                 samples = twin.locate(call.offset, call.mask, cut, tile, dtype, workspace)
                 if twin.convolve_directly(weight, image, samples, bias, result):
@@ -306,17 +324,26 @@ def forward(prepared: Prepared, call: Arguments, result: Array) -> None:
                 columns = twin.im2col(image, samples)
                 twin.write_output(weight, columns, bias, result, tile, geometry, workspace)
 
-    for images in cut.image_groups():
-        with memory.shared.scope():
-            image = twin.Image(call.x, images, cut, dtype, memory.shared)
-            twin.spread(partial(convolve, image=image), cut.tiles(images), memory.workspaces)
+    with reported(progress, "deform_conv2d", lambda: cut.tile_count) as watch:
+        for images in cut.image_groups():
+            with memory.shared.scope():
+                image = twin.Image(call.x, images, cut, dtype, memory.shared)
+                work = partial(convolve, image=image, watch=watch)
+                twin.spread(work, cut.tiles(images), memory.workspaces)
 
 
-def backward(prepared: Prepared, call: Arguments, grad_output: Array, grads: Gradients) -> None:
+def backward(
+    prepared: Prepared,
+    call: Arguments,
+    grad_output: Array,
+    grads: Gradients,
+    progress: Progress | None = None,
+) -> None:
     """Write those gradients that are not None."""
     twin, geometry, dtype = twin_of(call.x), call.geometry, prepared.dtype
-    weight, (shared, workspaces, _) = prepared.weight, prepared.memory
+    weight, (shared, workspaces, nbytes) = prepared.weight, prepared.memory
     cut = twin.fit_index(prepared.cut, call.arrays(grad_output))
+    log_cut("deform_conv2d_backward", cut, nbytes)
 
     def grad_columns_of(tile: Tile, workspace: Workspace) -> Array:
         return twin.grad_columns(  # type: ignore[no-any-return]
@@ -331,11 +358,13 @@ def backward(prepared: Prepared, call: Arguments, grad_output: Array, grads: Gra
             scopes.enter_context(workspace.scope())
         needed = [] if grads.weight is None else workspaces
         totals = [Sum(each.empty(weight.shape, compute_dtype(dtype))) for each in needed]
-        twin.Pullback(
+        pullback = twin.Pullback(
             cut, dtype, shared, workspaces, call.x, call.offset, call.mask, grad_columns_of,
             add_grad_weight if totals else None, totals, grads.x, grads.offset, grads.mask,
             (weight, grad_output) if cut.direct else None,
-        ).run()  # fmt: skip
+        )  # fmt: skip
+        with reported(progress, "deform_conv2d_backward", pullback.steps) as watch:
+            pullback.run(watch)
         if grads.weight is not None:
             total = totals[0]
             grads.weight[...] = 0 if total.empty else twin.weight_from_matrix(total.array, geometry)

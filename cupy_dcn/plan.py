@@ -33,6 +33,7 @@ from ._plan_arguments import (
     planned_shape,
 )
 from ._prepared import Gradients, empty_gradients, empty_output, prepare
+from ._progress import Progress, check_progress
 from ._twins import twin_of
 from ._warmup import dtype_beside
 
@@ -206,6 +207,7 @@ class Plan:
         mask: AnyArray | None = None,
         *,
         out: AnyArray | None = None,
+        progress: Progress | None = None,
     ) -> Array:
         """Return what `deform_conv2d` returns; calling the plan does the same.
 
@@ -215,16 +217,19 @@ class Plan:
             As in `deform_conv2d`; a mask if the plan was made with one.
         out : ndarray, optional
             Takes the result, and is returned. After an exception it is as in `deform_conv2d`.
+        progress : callable, optional
+            As in `deform_conv2d`.
 
         Returns
         -------
         ndarray, shape (N, C_out, OH, OW)
         """
         call = self._arguments(x, offset, mask)
+        check_progress(progress)
         checked = None if out is None else check_out(out, call)
         with self._turn():
             result = empty_output(call) if checked is None else checked
-            functional.forward(self._forward, call, result)
+            functional.forward(self._forward, call, result, progress)
         return out if library_of(out) else result  # type: ignore[return-value]
 
     __call__ = forward
@@ -238,6 +243,7 @@ class Plan:
         *,
         needs: Iterable[str] = GRADIENTS,
         out: Sequence[AnyArray | None] | None = None,
+        progress: Progress | None = None,
     ) -> Gradients:
         """Return what `deform_conv2d_backward` returns; the plan is made with ``backward=True``.
 
@@ -251,6 +257,8 @@ class Plan:
             Arrays that take the gradients of x, offset, weight, bias and mask, such as an earlier
             result; None in its place allocates one. Those not in ``needs`` are left alone. After
             an exception they are as the ``out`` of `deform_conv2d`.
+        progress : callable, optional
+            As in `deform_conv2d`.
 
         Returns
         -------
@@ -264,11 +272,12 @@ class Plan:
         call = self._arguments(x, offset, mask)
         grad_output = check_grad_output(grad_output, call)
         wanted = check_needs(needs)
+        check_progress(progress)
         given = check_gradients(out, wanted, call, grad_output)
         with self._turn():
             made = empty_gradients(call, wanted - given.keys())
             grads = made._replace(**given)
-            functional.backward(self._backward, call, grad_output, grads)
+            functional.backward(self._backward, call, grad_output, grads, progress)
         return grads
 
     def set_weight(self, weight: AnyArray, bias: AnyArray | None = None) -> None:
