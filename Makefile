@@ -67,7 +67,7 @@ faults: $(VENV)/.ready-$(CUPY) ## plant every fault in the kernels and see it ca
 	$(TEST) -m pytest -n $(WORKERS) tests/test_gpu.py -k planted --every-fault $(ARGS)
 
 test-memory: $(VENV)/.ready-$(CUPY) ## measure memory at every size; make test does at a few
-	$(TEST) -m pytest -n $(WORKERS) tests/test_memory.py tests/test_memory_gpu.py -m memory $(ARGS)
+	$(TEST) -m pytest -n $(WORKERS) tests/test_memory.py tests/test_memory_gpu.py tests/test_dask_files.py -m memory $(ARGS)
 
 test-frameworks: $(VENV)-frameworks/.ready ## run the tests with torch, Paddle and JAX, which it installs (several GB)
 	$(VENV)-frameworks/bin/python -m pytest tests/test_frameworks.py tests/test_documentation.py -k 'not docstring' $(ARGS)

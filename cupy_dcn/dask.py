@@ -8,22 +8,25 @@ and its own rows of everything else. Imported only by ``import cupy_dcn.dask``.
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import dask.array as da
+import numpy as np
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
 from ._arguments import GRADIENTS, Arguments, check_grad_output, check_needs, out_shape, validate
 from ._arrays import Array, module_of
 from ._attributes import came, check_flag
-from ._dask_tasks import Parts, convolve_chunk, pull_back_chunk, tasks
+from ._dask_tasks import Parts, convolve_chunk, pull_back_chunk, read_part, tasks
 from ._prepared import Gradients
 
-__all__ = ["deform_conv2d", "deform_conv2d_backward"]
+__all__ = ["deform_conv2d", "deform_conv2d_backward", "from_npy"]
 
 
 def deform_conv2d(
@@ -81,7 +84,8 @@ def deform_conv2d(
 
     A task holds its images of x, its rows of offset and mask and its result, and
     ``workspace_bytes`` besides: choose small batch blocks for large images, and few rows a chunk
-    for large offsets. x with all rows in one chunk is not copied for it.
+    for large offsets. x with all rows in one chunk is not copied for it. `from_npy` reads x from a
+    file, as ``dask.array.from_zarr`` does.
 
     Examples
     --------
@@ -163,7 +167,8 @@ def deform_conv2d_backward(
     -----
     Sums over chunks are trees in a fixed order: where the chunks' bits are the same, so are the
     sums'. In half precision each chunk's part is rounded to it and added in float32. Results equal
-    the undivided call's to rounding.
+    the undivided call's to rounding. While the parts of a batch block's gradient of x are summed,
+    about log2(row chunks) + 2 of them are alive, each as large as its images.
 
     Examples
     --------
@@ -190,6 +195,50 @@ def deform_conv2d_backward(
     layer = tasks(whole, arrays, partial(partial, pull_back_chunk, *settings))
     parts = Parts(whole, layer, arrays)
     return Gradients(*(parts.gradient(each) if each in wanted else None for each in GRADIENTS))
+
+
+def from_npy(path: str | os.PathLike[str], chunks: Any = "auto") -> da.Array:
+    """Return a .npy file as a Dask array, each chunk of which maps its part of the file.
+
+    ``dask.array.from_array`` may copy a memory-mapped array whole into memory (2026.8 does), and
+    sends it to the workers; this sends them the path.
+
+    Parameters
+    ----------
+    path : str or path
+        A file of ``numpy.save``, at the same place on every worker. No pickled objects.
+    chunks : int, tuple or str
+        As ``dask.array.from_array`` takes them.
+
+    Returns
+    -------
+    dask.array.Array
+
+    Raises
+    ------
+    OSError, ValueError
+        If there is no such file, or it is no .npy file of numbers.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile, numpy as np, cupy_dcn.dask
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "x.npy")
+    ...     np.save(path, np.arange(6.0).reshape(2, 3))
+    ...     cupy_dcn.dask.from_npy(path, chunks=(1, 3)).sum(axis=1).compute()
+    array([ 3., 12.])
+    """
+    path = os.path.abspath(path)
+    array, found = np.load(path, mmap_mode="r", allow_pickle=False), os.stat(path)
+    parts = da.core.normalize_chunks(chunks, array.shape, dtype=array.dtype)
+    name = f"from_npy-{tokenize(path, found.st_mtime_ns, found.st_size, parts)}"
+    indices = itertools.product(*(range(len(lengths)) for lengths in parts))
+    layer = {
+        (name, *index): (partial(read_part, path, where),)
+        for index, where in zip(indices, da.core.slices_from_chunks(parts), strict=True)
+    }
+    graph = HighLevelGraph.from_collections(name, layer, [])
+    return da.Array(graph, name, parts, dtype=array.dtype, meta=np.empty(0, array.dtype))
 
 
 def _checked(given: Mapping[str, Any], *settings: object) -> Arguments:
