@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ._attributes import came
@@ -32,18 +32,14 @@ def check_progress(progress: object) -> None:
         )
 
 
-@contextmanager
-def reported(progress: Progress | None, name: str, count: Callable[[], int]) -> Iterator[Watch]:
+def reported(
+    progress: Progress | None, name: str, count: Callable[[], int]
+) -> AbstractContextManager[Watch]:
     """Lend what a loop over tiles is wrapped in, so that ``progress`` hears of each."""
-    if progress is None:
-        yield iter
-        return
-    bar = _Bar(progress, name, count())
-    try:
-        yield bar.watch
-        bar.finish()
-    finally:
-        bar.close()
+    return _SILENT if progress is None else _Bar(progress, name, count())
+
+
+_SILENT: AbstractContextManager[Watch] = nullcontext(iter)
 
 
 class _Bar:
@@ -54,6 +50,16 @@ class _Bar:
         self._caller, self._lock = threading.get_ident(), threading.Lock()
         self._steps = iter(progress(range(total), total=total, desc=name, unit="tile"))
         next(self._steps, None)  # the first step begins
+
+    def __enter__(self) -> Watch:
+        return self.watch
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        try:
+            if kind is None:
+                self.finish()
+        finally:
+            self.close()
 
     def watch(self, items: Iterable[Any]) -> Iterator[Any]:
         """Count each item when the loop comes back for the next."""
