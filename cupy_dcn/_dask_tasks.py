@@ -12,7 +12,7 @@ import numpy as np
 from dask.highlevelgraph import HighLevelGraph
 
 from ._arguments import GRADIENTS, Arguments, check_grad_output, check_offset
-from ._arrays import Array, compute_dtype, require_array, require_one_library
+from ._arrays import Array, compute_dtype, of_one_library, require_array
 from ._geometry import Geometry
 from ._plan_arguments import AXES
 from ._prepared import Gradients
@@ -132,15 +132,14 @@ def _call(
     geometry: Geometry, workspace_bytes: int | None, first_row: int, arrays: list[Any]
 ) -> Arguments:
     """Return the arguments of one chunk, checked again: chunks need not be what meta says."""
-    given = dict(zip(GRADIENTS, arrays, strict=True))
-    require_one_library(given)
+    taken = of_one_library(dict(zip(GRADIENTS, arrays, strict=True)))
     found = {
         name: None if value is None else require_array(name, value, AXES[name])
-        for name, value in given.items()
+        for name, value in zip(GRADIENTS, taken, strict=True)
     }
-    x: Any = found["x"]
-    part = geometry.part(len(x), first_row, given["offset"].shape[2])
-    check_offset(given["offset"], part, x.dtype)
+    x, offset, *_ = taken
+    part = geometry.part(len(x), first_row, offset.shape[2])
+    check_offset(offset, part, x.dtype)
     return Arguments(**found, geometry=part, workspace_bytes=workspace_bytes)  # type: ignore[arg-type]
 
 

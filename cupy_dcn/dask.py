@@ -21,7 +21,7 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
 from ._arguments import GRADIENTS, Arguments, check_grad_output, check_needs, out_shape, validate
-from ._arrays import Array, module_of
+from ._arrays import Array, as_array, module_of
 from ._attributes import came, check_flag
 from ._dask_tasks import Parts, convolve_chunk, pull_back_chunk, read_part, tasks
 from ._prepared import Gradients
@@ -276,14 +276,18 @@ def _aligned(given: Mapping[str, Any]) -> dict[str, da.Array]:
     sampled = {0: blocks, 1: -1, 2: rows, 3: -1}
     chunks = {"x": {**sampled, 2: -1}, "weight": -1, "bias": -1}
     return {
-        name: offset if name == "offset" else _dask_array(value).rechunk(chunks.get(name, sampled))
+        name: offset
+        if name == "offset"
+        else _dask_array(name, value).rechunk(chunks.get(name, sampled))
         for name, value in given.items()
         if value is not None
     }
 
 
-def _dask_array(value: Any) -> da.Array:
-    return value if isinstance(value, da.Array) else da.from_array(value, chunks=-1, asarray=False)
+def _dask_array(name: str, value: Any) -> da.Array:
+    if isinstance(value, da.Array):
+        return value
+    return da.from_array(as_array(name, value), chunks=-1, asarray=False)
 
 
 def _token(arrays: Mapping[str, da.Array], *settings: object) -> str:
