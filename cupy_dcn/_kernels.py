@@ -4,6 +4,7 @@ A kernel is named after its file in cuda/ (channels_last.cu holds two). Its sour
 the local headers are put in their place here, because CuPy's cache on disk knows a kernel by its
 text and options alone, and would serve an old binary after a change in a header. ``#line`` makes
 compile errors point into cuda/, by a relative name, so that the cached binary fits any machine.
+Where CUPY_DCN_KERNELS names a folder of kernels built ahead, these are preferred (_prebuilt.py).
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from . import _prebuilt
+from ._nvrtc import why_not_nvrtc
 from ._progress import logger
-from ._specialisation import Macros
+from ._specialisation import Macros, command
 
 # name of the kernel -> its file
 FILES = {
@@ -82,8 +85,15 @@ def text(name: str, macros: Macros) -> str:
     return macros.definitions() + source(FILES[name])
 
 
+@functools.cache
+def sources_digest() -> str:
+    """Return a digest of all sources, which kernels that were built ahead must be of."""
+    files = sorted({*FILES.values()})
+    return _prebuilt.digest_of("\0".join(name + "\0" + source(name) for name in files).encode())
+
+
 _lock = threading.Lock()
-_compiled: dict[tuple[ModuleType, str, Macros], Any] = {}
+_compiled: dict[tuple[ModuleType, str, Macros, str], Any] = {}
 
 
 def kernel(cupy: ModuleType, name: str, macros: Macros) -> Any:
@@ -91,20 +101,48 @@ def kernel(cupy: ModuleType, name: str, macros: Macros) -> Any:
 
     Threads that ask for one at the same time wait for a single compilation.
     """
-    key = (cupy, name, macros)
+    # What was built ahead is for one kind of GPU; other modules compile for each by themselves.
+    built = _prebuilt.chosen()
+    key = (cupy, name, macros, _capability(cupy) if built else "")
     found = _compiled.get(key)
     if found is None:
         with _lock:
             found = _compiled.get(key)
             if found is None:
                 start = time.perf_counter()
-                module = cupy.RawModule(code=text(name, macros), options=("-std=c++17",))
-                found = _compiled[key] = module.get_function(name)
+                found = _compiled[key] = _load(cupy, name, macros, built).get_function(name)
                 seconds = time.perf_counter() - start
                 logger.debug("%s loaded in %.3f s, with %s", name, seconds, macros)
     return found
 
 
+def _load(cupy: ModuleType, name: str, macros: Macros, built: Path | None) -> Any:
+    code = text(name, macros)
+    if built is not None:
+        ready = _prebuilt.opened(built, _version(), sources_digest())
+        file = ready.file(code, _capability(cupy))
+        if file is not None:
+            return cupy.RawModule(path=str(file))
+    if reason := why_not_nvrtc(cupy):
+        lacking = f", which {built} lacks," if built else ""
+        raise RuntimeError(
+            f"{name} for this layer and GPU{lacking} must be compiled, but CuPy finds no NVRTC"
+            f" ({reason}); {command(name, macros, _capability(cupy))}, where there is one, makes"
+            f" the kernels of usual calls, and {_prebuilt.VARIABLE}=DIR names them here"
+        )
+    return cupy.RawModule(code=code, options=("-std=c++17",))
+
+
+def _capability(cupy: ModuleType) -> str:
+    return str(cupy.cuda.device.get_compute_capability())
+
+
+def _version() -> str:
+    from . import __version__  # which is there when the package is
+
+    return __version__
+
+
 def compiled() -> list[tuple[str, Macros]]:
     """Return the kernels this process has loaded so far."""
-    return [(name, macros) for _, name, macros in list(_compiled)]
+    return [(name, macros) for _, name, macros, _ in list(_compiled)]

@@ -31,6 +31,15 @@ from ._specialisation import (
 )
 
 NO_STRIDES = (0, 0, 0, 0)
+# Of struct Geometry in geometry.cuh; launch_geometry packs it.
+FIELDS = (
+    "height", "width", "rows", "columns", "origin_y", "origin_x", "stride_y", "stride_x",
+    "dilation_y", "dilation_x", "out_height", "out_width", "column_pixels", "copy_pitch",
+    "copy_size", *(
+        f"{array}.{axis}" for array in ("planes", "offset", "mask")
+        for axis in ("image", "channel", "row", "column")
+    ),
+)  # fmt: skip
 
 
 class Launch(NamedTuple):

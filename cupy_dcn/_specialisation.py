@@ -16,6 +16,7 @@ TRANSPOSE_THREADS = 256  # of a block in channels_last.cu
 MOST_SIDE = 16  # of them at one pixel
 # Of sampling points in shared memory: two or more blocks of any kernel fit beside each other.
 POINT_BYTES = 32 * 1024
+DTYPES = {"float": "float32", "double": "float64"}  # the others have one name
 SHARED_BYTES = 48 * 1024  # that a block may have on every architecture
 
 
@@ -271,4 +272,30 @@ def is_planar(geometry: Geometry, itemsize: int) -> bool:
 
 def type_name(dtype: np.dtype[Any]) -> str:
     """Return the name of a dtype in cuda/."""
-    return {"float32": "float", "float64": "double"}.get(dtype.name, dtype.name)
+    return next((name for name, its in DTYPES.items() if its == dtype.name), dtype.name)
+
+
+def command(name: str, macros: Macros, capability: str) -> str:
+    """Return the command line that builds a layer's kernels ahead, as far as macros say."""
+    ordering = name.endswith("_samples") or name == "start_cells"
+    options: dict[str, object] = {"arch": f"sm_{capability}"}
+    options["channels"] = "C" if ordering else macros.channels
+    options["dtype"] = DTYPES.get(macros.data, macros.data)
+    options["deformable-groups"] = getattr(macros, "deformable_groups", 1)
+    if isinstance(macros, SamplingMacros):
+        options["kernel-size"] = f"{macros.kernel_height}x{macros.kernel_width}"
+        options["groups"] = "G" if ordering else macros.groups
+        for part, data in (("offset", macros.offset_data), ("mask", macros.mask_data)):
+            if data != macros.data and not ordering:
+                options[f"{part}-dtype"] = DTYPES.get(data, data)
+    else:
+        options |= {"kernel-size": "KHxKW", "groups": "G"}  # any will do for this kernel
+    if isinstance(macros, DirectMacros):
+        options["out-channels"] = macros.outputs * macros.groups
+    flags = [f"--{option} {value}" for option, value in options.items()]
+    flags += ["--wide"] * (macros.index == "int64")
+    flags += ["--no-mask"] * (not ordering and getattr(macros, "masked", 1) == 0)
+    in_order = name in ("rank_samples", "deform_col2im_ordered")  # and then no other sums grad_x
+    in_order |= name == "deform_backward" and getattr(macros, "grad_x", 1) == 0
+    flags += ["--deterministic"] * in_order
+    return f"`python -m cupy_dcn build-kernels {' '.join(flags)} --out DIR`"

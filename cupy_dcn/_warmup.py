@@ -128,8 +128,13 @@ def kernels_of(
     mask_dtype: object,
     mask: object,
     backward: object,
+    deterministic: bool = False,
+    index: np.dtype[Any] = INDEX,
 ) -> list[tuple[str, Macros]]:
-    """Return the names and macros of a layer's kernels; see ``warmup`` for the arguments."""
+    """Return the names and macros of a layer's kernels; see ``warmup`` for the arguments.
+
+    ``deterministic``: those of a backward that sums in a fixed order, too.
+    """
     for name, value in (("mask", mask), ("backward", backward)):
         if not isinstance(value, bool):
             raise TypeError(
@@ -148,18 +153,17 @@ def kernels_of(
     require_int_sizes(geometry, outputs * geometry.groups, x.itemsize)
     offset = x if offset_dtype is None else dtype_beside(x, "offset_dtype", offset_dtype)
     factor = x if mask_dtype is None else dtype_beside(x, "mask_dtype", mask_dtype)
-    found = layer_kernels(geometry, x, offset, factor if mask else None, INDEX, backward)
-    if backward and may_pay(geometry):  # which depends on the images' size and on the device
-        sorting = layer_kernels(geometry, x, offset, factor if mask else None, INDEX, True, True)
-        found += [each for each in sorting if each not in found]
+    layer = geometry, x, offset, factor if mask else None, index
+    found = layer_kernels(*layer, backward)
+    # Whether it pays depends on the images' size and on the device; indices must be narrow.
+    if backward and may_pay(geometry) and index == INDEX:
+        found += layer_kernels(*layer, True, True)
+    if backward and deterministic:
+        found += layer_kernels(*layer, True, deterministic=True)
     if is_direct(geometry, outputs * geometry.groups, x):
         sums = block_sums(geometry, outputs * geometry.groups, x, DEFAULT_WORKSPACE)
-        direct = layer_kernels(
-            geometry, x, offset, factor if mask else None, INDEX,
-            backward and sums is not None, direct=outputs,
-        )  # fmt: skip
-        found += [each for each in direct if each not in found]
-    return found
+        found += layer_kernels(*layer, backward and sums is not None, direct=outputs)
+    return list(dict.fromkeys(found))
 
 
 def layer_kernels(

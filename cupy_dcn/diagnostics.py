@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike
 
 import cupy_dcn
 
-from . import _kernels
+from . import _kernels, _prebuilt
 from . import _oracle as _loops
 from ._arrays import Array, is_half, on_host
 from ._parallel import thread_count
@@ -45,7 +45,8 @@ def info() -> None:
         "BLAS": _blas(),
         "threads": str(thread_count()),
         **_gpu_lines(),
-        "CUDA sources": _or_trouble(lambda: str(_kernels.folder())),
+        "CUDA sources": _or_trouble(lambda: _short(_kernels.folder())),
+        "built ahead": _or_trouble(_built_ahead),
         "kernel cache": _kernel_cache(),
         "compiled here": _compiled(),
     }
@@ -102,8 +103,27 @@ def _kernel_cache() -> str:
         return "in memory (CUPY_CACHE_IN_MEMORY=1)"
     folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
     if not folder.is_dir():
-        return f"{folder}, not there yet"
-    return f"{folder}, {sum(1 for _ in folder.glob('*.cubin'))} kernels, CuPy's own included"
+        return f"{_short(folder)}, not there yet"
+    return (
+        f"{_short(folder)}, {sum(1 for _ in folder.glob('*.cubin'))} kernels, CuPy's own included"
+    )
+
+
+def _built_ahead() -> str:
+    """Name the folder of kernels that were built ahead, and what it has them for."""
+    folder = _prebuilt.chosen()
+    if folder is None:
+        return f"nothing, {_prebuilt.VARIABLE} is not set"
+    ready = _prebuilt.opened(folder, cupy_dcn.__version__, _kernels.sources_digest())
+    modules = ready.manifest["modules"]
+    architectures = sorted({each for module in modules for each in module["cubin"]})
+    return f"{_short(folder)}, {len(modules)} modules for {', '.join(architectures)}"
+
+
+def _short(path: Path) -> str:
+    """Return a path without the user's name in it, as far as that is known."""
+    home = Path.home()
+    return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else str(path)
 
 
 def _version(distribution: str) -> str:

@@ -6,6 +6,7 @@ from libraries import count_gpus, dcn, gpu_count, has_numba, has_nvrtc, hosts, n
 # All of these compile kernels. Without NVRTC the last line of a run says that none was emulated.
 NEED_NVRTC = [
     "emulator",
+    "test_build_kernels.py",
     "test_chunk_gpu.py",
     "test_counters.py",
     "test_derivatives_gpu.py",

@@ -67,7 +67,9 @@ def no_cupy(monkeypatch):
 
 def test_info(capsys):
     assert main(["info"]) == 0
-    lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    first, *block, last = capsys.readouterr().out.splitlines()
+    assert (first, last) == ("```text", "```")
+    lines = dict(line.split(None, 1) for line in block)
     assert lines["cupy_dcn"] == cupy_dcn.__version__
     assert lines["Python"].startswith(platform.python_version())
     assert lines["NumPy"] == np.__version__
@@ -99,7 +101,8 @@ def test_info_of_gpus(stand_in, capsys, tmp_path, monkeypatch):
         assert lines[f"GPU {device}"] == expected
     version = ".".join(map(str, stand_in.cuda.nvrtc.getVersion()))
     assert lines["CUDA"] == f"driver {version}, runtime {version}, NVRTC {version}"
-    assert lines["CUDA sources"] == str(_kernels.folder())
+    assert Path(lines["CUDA sources"]).expanduser() == _kernels.folder()
+    assert lines["built ahead"] == "nothing, CUPY_DCN_KERNELS is not set"
     assert lines["kernel cache"] == f"{tmp_path / 'cache'}, not there yet"
     assert lines["compiled here"] == "no kernel so far in this process"
 
@@ -145,7 +148,9 @@ def test_cupys_own_kernel_cache_is_named(monkeypatch):
     compiler_cache = pytest.importorskip("cupy.cuda._compiler_cache")
     monkeypatch.delenv("CUPY_CACHE_DIR", raising=False)
     monkeypatch.delenv("CUPY_CACHE_IN_MEMORY", raising=False)
-    assert diagnostics._kernel_cache().startswith(compiler_cache._default_cache_dir)
+    assert diagnostics._kernel_cache().startswith(
+        compiler_cache._default_cache_dir.replace(str(Path.home()), "~")
+    )
 
 
 def test_info_without_the_optional_modules(monkeypatch, capsys):
@@ -383,7 +388,7 @@ def test_missing_picture(tmp_path):
     done = run("demo", tmp_path / "none.png", "-o", tmp_path / "out.png")
     assert done.returncode == 1
     assert done.stdout == ""
-    assert_one_line(done.stderr, f"cupy_dcn demo: error: No such file or directory: {tmp_path}")
+    assert_one_line(done.stderr, f"cupy_dcn: error: No such file or directory: {tmp_path}")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -400,15 +405,21 @@ def test_demo_never_overwrites_its_picture(tmp_path):
 def test_no_command():
     done = run()
     assert done.returncode == 2
-    assert "the following arguments are required: info|selftest|warmup|demo" in done.stderr
+    assert "cupy_dcn: error: the following arguments are required: COMMAND; see" in done.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["info"], ["selftest"], ["warmup"], ["demo"]])
-def test_help(command, capsys):
+@pytest.mark.parametrize(
+    "command", [[], ["info"], ["selftest"], ["warmup"], ["build-kernels"], ["demo"]]
+)
+def test_help(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
     assert stop.value.code == 0
-    assert "usage: python -m cupy_dcn" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "usage: python -m cupy_dcn" in printed
+    assert "\nexample" in printed
+    assert max(map(len, printed.splitlines())) < 80
 
 
 def write_text(path):
@@ -604,9 +615,9 @@ def test_warmup_on_the_command_line(stand_in, capsys):
 @pytest.mark.parametrize(
     ("options", "status", "message"),
     [
-        ("--channels 8", 1, "cupy_dcn warmup: error: CuPy finds no GPU (no driver)"),
-        ("--channels 8 --groups 3", 1, "cupy_dcn warmup: error: the layer has 8 channels"),
-        ("--channels 8 --dtype int8", 1, "cupy_dcn warmup: error: dtype must be"),
+        ("--channels 8", 1, "cupy_dcn: error: CuPy finds no GPU (no driver)"),
+        ("--channels 8 --groups 3", 1, "cupy_dcn: error: the layer has 8 channels"),
+        ("--channels 8 --dtype int8", 1, "cupy_dcn: error: dtype must be"),
         ("--channels 8,x", 2, "argument --channels: expected whole numbers, got 'x'"),
         ("--channels 8 --kernel-size 3x3x3", 2, "expected kernel sizes such as 3 or 3x5"),
         ("", 2, "the following arguments are required: --channels"),

@@ -5,9 +5,10 @@ import pytest
 
 # What is left to others: kernels and their launches (test_gpu.py), and what computes nothing.
 BESIDES = {
-    "__init__.py", "__main__.py", "_blas.py", "_cpu.py", "_demo_figures.py", "_kernels.py",
-    "_numba.py", "_oracle.py", "_plot_arguments.py", "_receptive_field.py", "_specialisation.py",
-    "_warmup.py", "demo.py", "plot.py",
+    "__init__.py", "__main__.py", "_blas.py", "_build_kernels.py", "_cpu.py", "_demo_figures.py",
+    "_kernels.py", "_manifest.py", "_numba.py", "_nvrtc.py", "_options.py", "_oracle.py",
+    "_plot_arguments.py", "_prebuilt.py", "_receptive_field.py", "_specialisation.py", "_warmup.py",
+    "demo.py", "plot.py",
 }  # fmt: skip
 
 
