@@ -15,6 +15,7 @@ NEED_NVRTC = [
     "test_far_gpu.py",
     "test_gpu.py",
     "test_kernels.py",
+    "test_launch_kernels.py",
     "test_memory_gpu.py",
     "test_stages_gpu.py",
 ]
