@@ -318,6 +318,20 @@ def test_a_file_in_the_folders_place(tmp_path, capsys):
     assert "not a folder to write kernels to" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_made(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "out"
+    assert main(f"build-kernels --arch sm_80 --channels 3 --out {folder}".split()) == 1
+    assert capsys.readouterr().err == f"cupy_dcn: error: Not a directory: {folder}\n"
+
+
+def test_without_nvrtc_nothing_is_built(tmp_path, capsys, monkeypatch):
+    with emulated_cupy.install() as cupy:
+        without_nvrtc(cupy, monkeypatch)
+        assert main(f"build-kernels --arch sm_80 --channels 3 --out {tmp_path}".split()) == 1
+    assert 'CuPy finds no NVRTC (Failure finding "libnvrtc.so")' in capsys.readouterr().err
+
+
 def test_without_cupy(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert main(f"build-kernels --arch sm_80 --channels 3 --out {tmp_path}".split()) == 1

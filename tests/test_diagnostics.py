@@ -402,6 +402,28 @@ def test_demo_never_overwrites_its_picture(tmp_path):
     assert picture.read_bytes() == before
 
 
+def test_a_closed_pipe_is_no_error():
+    read, write = os.pipe()
+    os.close(read)  # as of `| head` that has seen enough
+    command = [sys.executable, "-m", "cupy_dcn", "info"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        command, stdout=write, stderr=subprocess.PIPE, env=environment, check=False
+    )
+    os.close(write)
+    assert done.stderr == b""
+    assert done.returncode == 1
+
+
+def test_an_interrupt_has_its_own_status(monkeypatch, capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(diagnostics, "info", interrupt)
+    assert main(["info"]) == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_no_command():
     done = run()
     assert done.returncode == 2
