@@ -68,7 +68,7 @@ def run(*command, **settings):
 def built(tmp_path_factory):
     """Build the sdist from a copy of the working tree, and the wheel from the sdist."""
     folder = tmp_path_factory.mktemp("built")
-    parts = "benchmarks", "cuda", "cupy_dcn", "docs", "tests"
+    parts = "benchmarks", "cuda", "cupy_dcn", "docs", "examples", "tests"
     ignored = shutil.ignore_patterns("__pycache__", ".*")
     for name in parts:
         shutil.copytree(ROOT / name, folder / "tree" / name, ignore=ignored)
@@ -101,6 +101,7 @@ def test_sdist_holds_everything_to_work_on(built):
     assert {f"cuda/{name}" for name in CUDA} <= names
     assert {"tests/conftest.py", "tests/emulator/nvrtc.py", "benchmarks/kernels.py"} <= names
     assert {"Makefile", "README.md", "LICENSE", "pyproject.toml", "docs/demo.jpg"} <= names
+    assert "examples/launch_kernels.cpp" in names
     assert "stray.txt" not in names
 
 
