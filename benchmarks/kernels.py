@@ -54,7 +54,7 @@ WANTS = {
 }
 SAMPLING = tuple(WANTS)
 ORDERING = ("count_samples", "start_cells", "order_samples", "rank_samples")
-TRANSPOSING = ("to_channels_last", "from_channels_last")
+TRANSPOSING = ("copy_elements", "to_channels_last", "from_channels_last")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 

@@ -7,7 +7,8 @@
 // written here too: nothing is filled before. Instructions a column element of x (2, 64, 56, 56), 3x3:
 // 0.85 and 0.62; through shared memory, each thread at one channel, 1.93 and 1.84.
 //
-// Launch: grid (ceil(cells / AT_ONCE) * BLOCKS_A_CELL, 1, images), 256 threads; back: pixels, not cells.
+// Launch: grid (ceil(cells / AT_ONCE) * BLOCKS_A_CELL, 1, images), 256 threads; back: pixels, not cells;
+// copy_elements: ceil(count / 256) blocks.
 // Bytes per element: one read, one write.
 #include "geometry.cuh"
 
@@ -106,4 +107,28 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             }
         }
     });
+}
+
+// Elements from one layout to another, with strides of any kind, 0 for what is repeated: the weight laid
+// out for a product, the bias spread over pixels. CuPy has compiled such a kernel by the time that this
+// one is compiled; it is for kernels that were built ahead, where CuPy can compile nothing.
+struct Walk {
+    index_t sizes[5], from[5], to[5];
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    copy_elements(const Walk walk, index_t count, const data_t *__restrict__ source,
+                  data_t *__restrict__ target) {
+    index_t rest = index_t(blockIdx.x) * THREADS + threadIdx.x;
+    if (rest >= count) {
+        return;
+    }
+#pragma unroll
+    for (int axis = 4; axis >= 0; --axis) {
+        const index_t at = rest % walk.sizes[axis];
+        rest /= walk.sizes[axis];
+        source += at * walk.from[axis];
+        target += at * walk.to[axis];
+    }
+    *target = *source;
 }

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ._arrays import Array, address_of, compute_dtype, cupy_of
+from ._copy_gpu import assign
 from ._cut import Cut, Tile
 from ._cut_gpu import copy_cells
 from ._geometry import Geometry
@@ -186,7 +187,7 @@ def write_columns(image: Image, samples: Samples, columns: Array) -> None:
     part = part_of_columns(columns, geometry, samples.tile)
     if is_planar(geometry, samples.dtype.itemsize):
         with samples.workspace.scope():
-            part[...] = im2col(image, samples)
+            assign(part, im2col(image, samples), geometry)
     else:
         _sample(image, samples, part)
 

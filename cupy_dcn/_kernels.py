@@ -26,6 +26,7 @@ from ._specialisation import Macros, command
 FILES = {
     "to_channels_last": "channels_last.cu",
     "from_channels_last": "channels_last.cu",
+    "copy_elements": "channels_last.cu",
     "deform_im2col": "deform_im2col.cu",
     "deform_direct": "deform_direct.cu",
     "deform_direct_backward": "deform_direct_backward.cu",

@@ -35,8 +35,8 @@ RULES = {
     "cells": "grid = (ceil((geometry.height + 3) * (geometry.width + 1) / per_block) * parts, 1,"
     " images)",
     "pixels": "grid = (ceil(geometry.height * geometry.width / per_block) * parts, 1, images)",
-    "points": "grid = (ceil(n / per_block), 1, 1) for the n that the int parameter after the"
-    " geometry, or else the first parameter, says",
+    "points": "grid = (ceil(n / per_block), 1, 1) for the n that the first parameter that is a"
+    " number says",
     "parity": "four launches, odd = 0, 1, 2, 3; with rows = (geometry.height + 2 - odd / 2) / 2 and"
     " columns = (geometry.width + 2 - odd % 2) / 2, whole divisions, grid = (ceil(rows * columns /"
     " per_block) * DEFORMABLE_GROUPS, parts, images)",
@@ -47,6 +47,7 @@ _RULE_OF = {
     "deform_direct_backward": "tiles_down",
     "deform_backward_sorted": "points",
     "deform_col2im_ordered": "parity",
+    "copy_elements": "points",
     "start_cells": "points",
     "order_samples": "points",
     "rank_samples": "points",
@@ -59,6 +60,8 @@ def launch_of(name: str, macros: Macros) -> dict[str, Any]:
     rule = _RULE_OF.get(name, "tiles")
     launch = {"rule": rule, "threads": THREADS, "dynamic_shared_bytes": 0, "per_block": 0,
               "parts": 1, "tile_rows": 0, "tile_columns": 0}  # fmt: skip
+    if name == "copy_elements":
+        return launch | {"threads": TRANSPOSE_THREADS, "per_block": TRANSPOSE_THREADS}
     if isinstance(macros, TransposeMacros):
         launch |= {"threads": TRANSPOSE_THREADS, "per_block": macros.pixels}
         launch["parts"] = -(-copy_channels(macros) // macros.vector // macros.block_vectors)
@@ -90,7 +93,9 @@ def copy_channels(macros: SamplingMacros | TransposeMacros) -> int:
 def parameters_of(name: str, macros: Macros) -> list[dict[str, str]]:
     """Return the parameters of a kernel, in their order, as its source declares them."""
     source = _kernels.source(_kernels.FILES[name])
-    declared = re.search(rf"\b{name}\((const Geometry .*?|int .*?)\) \{{", source, re.DOTALL)
+    declared = re.search(
+        rf"\b{name}\((const (?:Geometry|Walk) .*?|int .*?)\) \{{", source, re.DOTALL
+    )
     assert declared is not None
     values = asdict(macros)
     values["compute_t"] = "double" if macros.data == "double" else "float"

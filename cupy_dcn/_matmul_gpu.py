@@ -22,6 +22,7 @@ import numpy as np
 
 from ._arrays import Array, address_of, compute_dtype, cupy_of
 from ._columns_gpu import empty_columns, of_tile
+from ._copy_gpu import assign
 from ._cut import Tile
 from ._cut_gpu import LARGEST_DIMENSION
 from ._geometry import Geometry
@@ -67,7 +68,7 @@ def weight_matrix(
     groups, depth = geometry.groups, geometry.group_channels * geometry.taps
     shape = (groups, len(weight) // groups, depth)
     matrix: Array = cupy_of(weight).empty(shape, dtype) if out is None else out
-    weight_from_matrix(matrix, geometry)[...] = weight
+    assign(weight_from_matrix(matrix, geometry), weight, geometry)
     return matrix
 
 
@@ -99,9 +100,9 @@ def write_output(
     if spacing > LARGEST_DIMENSION and channels > 1:  # too far for cuBLAS from plane to plane
         target, spacing = workspace.empty(part.shape, out.dtype), pixels
     if bias is not None:
-        target[...] = bias[:, None, None]
+        assign(target, bias[:, None, None], geometry)
     elif add and target is not part:
-        target[...] = part
+        assign(target, part, geometry)
     _multiply(
         (pixels, channels, depth),
         _columns(columns, geometry, transposed=True),
@@ -111,7 +112,7 @@ def write_output(
         add=add or bias is not None,
     )
     if target is not part:
-        part[...] = target
+        assign(part, target, geometry)
 
 
 def grad_columns(

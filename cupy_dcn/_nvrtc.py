@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ class Binary(NamedTuple):
     ptx: bytes
 
 
+@functools.cache  # without it every answer would be a search of the disk
 def why_not_nvrtc(cupy: ModuleType) -> str:
     """Return why CuPy has no NVRTC to compile with, "" if it has."""
     try:

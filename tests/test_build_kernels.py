@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 import cupy_dcn
-from cupy_dcn import _kernels, _launch_gpu, _oracle, _prebuilt
+from cupy_dcn import _copy_gpu, _kernels, _launch_gpu, _nvrtc, _oracle, _prebuilt
 from cupy_dcn.__main__ import _kernels_of, main
+from cupy_dcn._geometry import Geometry
 from cupy_dcn._options import parser
 from cupy_dcn._specialisation import command
 
@@ -56,6 +57,7 @@ def fresh(monkeypatch):
     def forget():
         _prebuilt.chosen.cache_clear()
         _prebuilt.opened.cache_clear()
+        _nvrtc.why_not_nvrtc.cache_clear()
 
     forget()
     monkeypatch.setattr(_kernels, "_compiled", {})
@@ -111,6 +113,61 @@ def test_calls_without_nvrtc(built, fresh):
         assert path.name.endswith(".sm_90.ptx")
 
 
+@pytest.mark.parametrize(
+    ("options", "channels", "groups", "outputs"),
+    [("12 --deformable-groups 2", 12, 2, 4), ("3", 3, 1, 17), ("3 --out-channels 4", 3, 1, 4)],
+)
+def test_a_forward_needs_no_kernel_of_cupys(options, channels, groups, outputs, fresh, tmp_path):
+    build(tmp_path, f"--channels {options} --no-backward", "sm_90")
+    fresh.setenv("CUPY_DCN_KERNELS", str(tmp_path))
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((2, channels, 7, 6), np.float32)
+    offset = rng.uniform(-2, 2, (2, 18 * groups, 5, 4)).astype(np.float32)
+    mask = rng.uniform(0, 1, (2, 9 * groups, 5, 4)).astype(np.float32)
+    weight = rng.standard_normal((outputs, channels, 3, 3), np.float32)
+    bias = rng.standard_normal(outputs, np.float32)
+    expected = _oracle.forward(
+        x, offset, weight, bias, (1, 1), (0, 0, 0, 0), (1, 1), groups, 1, mask
+    )
+    with emulated_cupy.install() as cupy, emulated_cupy.configure(compute_capability="100"):
+        without_nvrtc(cupy, fresh)
+        moved = [cupy.asarray(each) for each in (x, offset, weight, bias, mask)]
+        with emulated_cupy.recorded() as log:
+            found = cupy_dcn.deform_conv2d(*moved[:4], mask=moved[4], deformable_groups=groups)
+            cupy_dcn.deform_im2col(*moved[:2], (3, 3), mask=moved[4], deformable_groups=groups)
+        found = found.get()
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    operations = {each.name for each in log.of(emulated_cupy.Operation)}
+    assert operations <= {"memcpy", "memset"}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
+def test_elements_are_copied_as_cupy_would(dtype, fresh):
+    geometry = Geometry(1, 5, 4, 4, 3, 3, 4, 4, 1, 1, 1, 1, 1, 1, 1, 1)
+    rng = np.random.default_rng(7)
+    values = rng.standard_normal((3, 2, 5, 4, 6)).astype(dtype)
+    with emulated_cupy.install() as cupy:
+        for target, source in (
+            (values[:, 1, ::2], values[:, 0, ::2].transpose(0, 1, 3, 2).reshape(3, 3, 4, 6)),
+            (values.transpose(4, 2, 0, 1, 3), values[0, :1, :1, ::-1, 0]),
+            (values[0, 0, 0, :, 1:3], np.array([[2], [3], [5], [7]], dtype)),
+            (values[:0], values[:0]),
+        ):
+            into = cupy.asarray(np.zeros_like(values))
+            view = np.lib.stride_tricks.as_strided
+            start = (target.__array_interface__["data"][0] - values.ctypes.data) // values.itemsize
+            expected = np.zeros(values.size, dtype)
+            view(expected[start:], target.shape, target.strides)[...] = source
+            moved = cupy.ndarray(
+                target.shape, dtype, into.data + start * values.itemsize, target.strides
+            )
+            given = cupy.asarray(source)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(_copy_gpu, "why_not_nvrtc", lambda cupy: "missing")
+                _copy_gpu.assign(moved, given, geometry)
+            np.testing.assert_array_equal(into.get().ravel(), expected)
+
+
 def test_machine_code_is_preferred(built, fresh):
     # Which the emulated CuPy cannot run, and says so.
     with pytest.raises(NotImplementedError, match="no cubin"):
@@ -126,7 +183,7 @@ def test_without_nvrtc_the_error_says_what_to_do(built, fresh):
         on_gpu(fresh, built, "75")
     message = str(caught.value)
     assert "\n" not in message
-    assert f"to_channels_last for this layer and GPU, which {built} lacks, must be" in message
+    assert f"copy_elements for this layer and GPU, which {built} lacks, must be" in message
     assert 'CuPy finds no NVRTC (Failure finding "libnvrtc.so")' in message
     assert "--arch sm_75 --channels 12 --dtype float32 --deformable-groups 2" in message
 
@@ -238,7 +295,7 @@ def test_files_are_what_the_manifest_says(built):
 
 def test_parameters_are_those_of_the_compiler(built):
     manifest = json.loads((built / "manifest.json").read_text())
-    sizes = {"int": 4, "Geometry": 27 * 4}
+    sizes = {"int": 4, "int32": 4, "Geometry": 27 * 4, "Walk": 15 * 4}
     for module in manifest["modules"]:
         [ptx] = (built / entry["file"] for entry in module["ptx"].values())
         found = emulator.Module(ptx.read_text()).kernels
@@ -325,9 +382,9 @@ def test_a_folder_that_cannot_be_made(tmp_path, capsys):
     assert capsys.readouterr().err == f"cupy_dcn: error: Not a directory: {folder}\n"
 
 
-def test_without_nvrtc_nothing_is_built(tmp_path, capsys, monkeypatch):
+def test_without_nvrtc_nothing_is_built(tmp_path, capsys, fresh):
     with emulated_cupy.install() as cupy:
-        without_nvrtc(cupy, monkeypatch)
+        without_nvrtc(cupy, fresh)
         assert main(f"build-kernels --arch sm_80 --channels 3 --out {tmp_path}".split()) == 1
     assert 'CuPy finds no NVRTC (Failure finding "libnvrtc.so")' in capsys.readouterr().err
 

@@ -109,7 +109,7 @@ def test_spills_and_warnings_would_be_seen():
 def test_table_of_usage():
     layers = (kernels.Layer("float16", 1, 8, index="int64"), kernels.Layer("float16", 3, 8))
     found = list(kernels.rows(("sm_80", "sm_90"), layers))
-    assert len(found) == 14 * 2
+    assert len(found) == 15 * 2
     lines = kernels.table(("sm_80", "sm_90"), found)
     assert len(lines) == 2 + len(found)
     assert len(set(map(len, lines))) == 1
