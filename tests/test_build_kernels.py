@@ -20,6 +20,7 @@ import cupy_dcn
 from cupy_dcn import _copy_gpu, _kernels, _launch_gpu, _nvrtc, _oracle, _prebuilt
 from cupy_dcn.__main__ import _kernels_of, main
 from cupy_dcn._geometry import Geometry
+from cupy_dcn._manifest import launch_of
 from cupy_dcn._options import parser
 from cupy_dcn._specialisation import command
 
@@ -306,6 +307,60 @@ def test_parameters_are_those_of_the_compiler(built):
                 for each in kernel["parameters"]
             ]
             assert [size for _, size, _ in found[name].parameters] == expected
+
+
+IMAGES, SIZE = 2, 19
+
+
+def grid_of(launch, macros, odd, points):
+    """Return the blocks that a rule of the manifest says, for an output of the image's size."""
+    each, parts, groups = launch["per_block"], launch["parts"], macros.deformable_groups
+    rows, columns = ((SIZE + 2 - part) // 2 for part in divmod(odd, 2))
+    cells, counted = (SIZE + 3) * (SIZE + 1), IMAGES * groups * (SIZE + 3) * (SIZE + 1)
+
+    def tiles():
+        across = -(-SIZE // launch["tile_columns"])
+        return across * groups, -(-SIZE // launch["tile_rows"]), IMAGES
+
+    return {
+        "tiles": tiles,
+        "tiles_down": tiles,
+        "cells": lambda: (-(-cells // each) * parts, 1, IMAGES),
+        "pixels": lambda: (-(-SIZE * SIZE // each) * parts, 1, IMAGES),
+        "points": lambda: (-(-(points or counted) // each), 1, 1),
+        "parity": lambda: (-(-rows * columns // each) * groups, parts, IMAGES),
+    }[launch["rule"]]()
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "deformable_groups", "deterministic"),
+    [(32, 1, 1, False), (32, 1, 1, True), (70, 1, 2, False), (12, 12, 2, False), (3, 1, 1, True)],
+)
+def test_the_rules_are_those_of_the_librarys_launches(
+    channels, groups, deformable_groups, deterministic, fresh
+):
+    rng = np.random.default_rng(8)
+    points = IMAGES * 9 * deformable_groups * SIZE * SIZE
+    with emulated_cupy.install() as cupy, emulated_cupy.configure(execute=False):
+        x = cupy.asarray(rng.standard_normal((IMAGES, channels, SIZE, SIZE), np.float32))
+        offset = cupy.zeros((IMAGES, 18 * deformable_groups, SIZE, SIZE), np.float32)
+        weight = cupy.ones((channels, channels // groups, 3, 3), np.float32)
+        settings = {"padding": 1, "groups": groups, "deformable_groups": deformable_groups}
+        with emulated_cupy.recorded() as log:
+            cupy_dcn.deform_conv2d(x, offset, weight, **settings)
+            cupy_dcn.deform_conv2d_backward(
+                x, x, offset, weight, **settings, deterministic=deterministic
+            )
+    macros, odd = dict(_kernels.compiled()), -1
+    for launched in log.launches:
+        name = launched.name
+        launch = launch_of(name, macros[name])
+        odd += launch["rule"] == "parity"
+        counted = 0 if name == "start_cells" else points
+        grid = grid_of(launch, macros[name], max(odd, 0), counted)
+        assert (name, launched.grid) == (name, grid)
+        assert launched.block[0] == launch["threads"]
+        assert launched.shared_bytes == launch["dynamic_shared_bytes"] == 0
 
 
 def test_the_struct_is_the_sources():
