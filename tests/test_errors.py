@@ -23,7 +23,7 @@ from cases import assert_close, least_workspace
 from libraries import dcn, gpu_count, has_nvrtc, libraries
 
 import cupy_dcn
-from cupy_dcn import _kernels, _oracle
+from cupy_dcn import _kernels, _oracle, _warmup
 
 needs_nvrtc = pytest.mark.skipif(not has_nvrtc(), reason="no CuPy arrays without NVRTC here")
 
@@ -38,7 +38,7 @@ SHAPES = {
 ATTRIBUTES = {
     "stride": (2, 1), "padding": (1, 0), "dilation": 1, "deformable_groups": 3, "groups": 2,
     "kernel_size": (3, 2), "image_size": (7, 8), "needs": ("x", "weight"), "workspace_bytes": None,
-    "name": None, "deterministic": False,
+    "name": None, "deterministic": False, "progress": None,
 }  # fmt: skip
 CONVOLUTIONS = ("deform_conv2d", "deform_conv2d_backward")
 STAGES = ("deform_im2col", "deform_col2im", "deform_coord_grad")
@@ -545,6 +545,9 @@ RESULTS = [
             "None": None, "1": 1, "'yes'": "yes", f"an array of shape {X}, dtype float32": array(X),
         }.items()
     ),
+    wrong("progress without a call", TypeError, "progress must be a callable like tqdm.tqdm, got"
+          " True; it is called as progress(iterable, total=..., desc=..., unit=...)",
+          progress=True),
     wrong("more cells than 32 bits count", ValueError, "deterministic=True numbers an image's"
           " 2160306009 cells, deformable_groups * (H + 3) * (W + 1), expected at most 2143289344;",
           only=("deform_col2im",), libraries=ON_GPU, deterministic=True, image_size=(30000, 24000),
@@ -848,10 +851,11 @@ def raise_sites():
     """Where the functions of the table and the modules behind them raise: {(file, line): last}."""
     sites = {}
     inner = set(PACKAGE.glob("_[!_]*.py")) - {PACKAGE / "_warmup.py"}  # it takes no arrays
-    # For test_plan.py, test_layer.py, test_derivatives.py, test_plot.py and test_foreign.py.
+    # For test_plan.py, test_layer.py, test_derivatives.py, test_plot.py, test_foreign.py and
+    # test_build_kernels.py.
     others = (
         "_plan_arguments", "_files", "_layer", "_layer_arguments", "_tangents", "_plot_arguments",
-        "_foreign",
+        "_foreign", "_build_kernels", "_nvrtc", "_options", "_prebuilt",
     )  # fmt: skip
     inner -= {PACKAGE / f"{name}.py" for name in others}
     for path in (*inner, PACKAGE / "functional.py", PACKAGE / "offsets.py"):
@@ -884,6 +888,18 @@ def missing_sources(folder):
     return caught.value
 
 
+def missing_compiler():
+    """The error of a kernel that was not built ahead, where there is no NVRTC to compile it."""
+    (name, macros), *_ = _warmup.kernels_of(
+        3, 3, None, 1, 1, "float32", None, None, mask=True, backward=False
+    )
+    with pytest.MonkeyPatch.context() as patch, dcn.running_on("emulated"):
+        patch.setattr(_kernels, "why_not_nvrtc", lambda cupy: "none")
+        with pytest.raises(RuntimeError, match=r"finds no NVRTC \(none\)") as caught:
+            _kernels._load(dcn.array_module, name, macros, None)
+    return caught.value
+
+
 def test_missing_sources(tmp_path):
     (tmp_path / "cuda").mkdir()  # somebody else's folder of the name does not do
     inside = tmp_path / "cupy_dcn" / "cuda"
@@ -896,7 +912,7 @@ def test_missing_sources(tmp_path):
 @needs_nvrtc
 def test_every_raise_is_reached(tmp_path):
     sites = raise_sites()
-    reached = {site_of(missing_sources(tmp_path), sites)}
+    reached = {site_of(error, sites) for error in (missing_sources(tmp_path), missing_compiler())}
     for library in ("numpy", "emulated"):
         with dcn.running_on(library):
             for _, case, function in (run for run in RUNS if run[0] == library):
