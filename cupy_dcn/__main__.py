@@ -59,7 +59,7 @@ def _layers(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield the arguments of every combination of channels, kernel size and dtype."""
     names = (
         "out_channels", "groups", "deformable_groups", "offset_dtype", "mask_dtype", "mask",
-        "backward",
+        "backward", "deterministic",
     )  # fmt: skip
     for channels, kernel, dtype in itertools.product(
         options.channels, options.kernel_size, options.dtype
@@ -98,11 +98,7 @@ def _build_kernels(options: argparse.Namespace) -> None:
 def _kernels_of(options: argparse.Namespace) -> list[tuple[str, Macros]]:
     """Return the names and macros of the kernels of every layer."""
     index = np.dtype(np.int64) if options.wide else INDEX
-    return [
-        kernel
-        for layer in _layers(options)
-        for kernel in kernels_of(**layer, deterministic=options.deterministic, index=index)
-    ]
+    return [kernel for layer in _layers(options) for kernel in kernels_of(**layer, index=index)]
 
 
 def _one_line(error: BaseException) -> str:

@@ -159,11 +159,6 @@ def _add_build(commands: _Commands[Parser]) -> None:
     )
     _add_layer(made)
     made.add_argument(
-        "--deterministic",
-        action="store_true",
-        help="also the kernels of backwards with deterministic=True",
-    )
-    made.add_argument(
         "--wide",
         action="store_true",
         help="kernels for arrays of 2^31 elements and more, instead of those for smaller ones",
@@ -210,6 +205,11 @@ def _add_layer(made: argparse.ArgumentParser) -> None:
         dest="backward",
         action="store_false",
         help="the forward's kernels alone (default: the gradients', too)",
+    )
+    made.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="also the kernels of backwards with deterministic=True",
     )
 
 

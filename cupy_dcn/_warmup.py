@@ -50,6 +50,7 @@ def warmup(
     mask_dtype: npt.DTypeLike | None = None,
     mask: bool = True,
     backward: bool = True,
+    deterministic: bool = False,
 ) -> int:
     """Compile the CUDA kernels of a layer for the current device, before its first call.
 
@@ -74,6 +75,8 @@ def warmup(
         Whether the calls have a mask (v2).
     backward : bool
         Whether to compile the kernels of the gradients, too.
+    deterministic : bool
+        Whether to compile those of a backward that sums in a fixed order, too.
 
     Returns
     -------
@@ -95,9 +98,9 @@ def warmup(
     dilation without a compilation, and in output channels unless a group has few channels, in and
     out: then the forward is a kernel of its own. An exception are arrays of 2^31 elements or
     more, whose kernels have wider indices; they are compiled at their first call. So are the
-    kernels of a backward that is asked for some of the gradients alone (``needs``) or to be
-    deterministic, and those of `deform_col2im` and `deform_coord_grad`: the one compiled here works
-    out all gradients.
+    kernels of a backward that is asked for some of the gradients alone (``needs``), and those of
+    `deform_col2im`, `deform_coord_grad` and the derivatives along a direction: the one compiled
+    here works out all gradients.
 
     Examples
     --------
@@ -109,7 +112,7 @@ def warmup(
     """
     wanted = kernels_of(
         channels, kernel_size, out_channels, groups, deformable_groups, dtype, offset_dtype,
-        mask_dtype, mask, backward,
+        mask_dtype, mask, backward, deterministic,
     )  # fmt: skip
     cupy = usable_cupy()
     before = set(_kernels.compiled())
@@ -128,14 +131,12 @@ def kernels_of(
     mask_dtype: object,
     mask: object,
     backward: object,
-    deterministic: bool = False,
+    deterministic: object = False,
     index: np.dtype[Any] = INDEX,
 ) -> list[tuple[str, Macros]]:
-    """Return the names and macros of a layer's kernels; see ``warmup`` for the arguments.
-
-    ``deterministic``: those of a backward that sums in a fixed order, too.
-    """
-    for name, value in (("mask", mask), ("backward", backward)):
+    """Return the names and macros of a layer's kernels; see ``warmup`` for the arguments."""
+    flags = {"mask": mask, "backward": backward, "deterministic": deterministic}
+    for name, value in flags.items():
         if not isinstance(value, bool):
             raise TypeError(
                 f"{name} must be True or False, got {came(value)}; a warmup takes no arrays"

@@ -536,6 +536,18 @@ def test_warmup_compiles_what_calls_use(
     assert cupy_dcn.warmup(channels, kernel, **settings) == 0
 
 
+@pytest.mark.parametrize("channels", [5, 16])
+def test_warmup_compiles_what_a_deterministic_backward_uses(channels, stand_in):
+    x = stand_in.ones((2, channels, 4, 5), "float32")
+    weight = stand_in.ones((2, channels, 1, 1), "float32")
+    offset = stand_in.zeros((2, 2, 4, 5), "float32")
+    cupy_dcn.warmup(channels, 1, out_channels=2, mask=False, deterministic=True)
+    before = _kernels.compiled()
+    output = cupy_dcn.deform_conv2d(x, offset, weight)
+    cupy_dcn.deform_conv2d_backward(output, x, offset, weight, deterministic=True)
+    assert _kernels.compiled() == before
+
+
 def test_warmup_is_for_the_current_device(stand_in):
     asked = []
 
@@ -585,6 +597,7 @@ def test_warmup_is_for_the_current_device(stand_in):
         ),
         ({"mask": np.ones(3)}, TypeError, "mask must be True or False, got an array of shape (3,)"),
         ({"backward": 1}, TypeError, "backward must be True or False, got 1"),
+        ({"deterministic": None}, TypeError, "deterministic must be True or False, got None"),
     ],
 )
 def test_warmup_errors(arguments, error, message, stand_in):
