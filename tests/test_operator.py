@@ -215,11 +215,13 @@ def test_signature_is_paddles():
     assert {p.name: p.default for p in positional} == paddle
     assert [p.name for p in positional] == list(paddle)
     extras = {p.name: p.default for p in forward.values() if p.kind is p.KEYWORD_ONLY}
-    assert extras == {"out": None, "workspace_bytes": None}
+    assert extras == {"out": None, "workspace_bytes": None, "progress": None}
     backward = inspect.signature(cupy_dcn.deform_conv2d_backward).parameters
     assert list(backward)[:12] == ["grad_output", *paddle]
     extras = {p.name: p.default for p in backward.values() if p.kind is p.KEYWORD_ONLY}
-    assert extras == {"needs": NAMES, "workspace_bytes": None, "deterministic": False}
+    assert extras == {
+        "needs": NAMES, "workspace_bytes": None, "deterministic": False, "progress": None
+    }  # fmt: skip
 
 
 def test_name_is_accepted_and_ignored():
