@@ -186,13 +186,12 @@ def layer_kernels(
     sampled = geometry, x, offset, mask, index
     transposing = transpose_macros(geometry, x, index)
     wants = Wants(not deterministic, True, mask is not None, True)
-    macros = {
+    macros: dict[str, Macros] = {
         "deform_im2col": sampling_macros(*sampled),
         "deform_direct": sampling_macros(*sampled, outputs=direct),
         "deform_col2im_ordered": sampling_macros(*sampled),
         "deform_backward": sampling_macros(*sampled, wants),
         "deform_backward_sorted": sampling_macros(*sampled, wants),
-        "deform_direct_backward": direct_backward_macros(*sampled, wants),
         "to_channels_last": transposing,
         "from_channels_last": transposing,
     }
@@ -202,8 +201,12 @@ def layer_kernels(
             DETERMINISTIC if deterministic else DIRECT_BACKWARD if direct
             else SORTED if sorts else BACKWARD
         )  # fmt: skip
+    if "deform_direct_backward" in names:
+        pulling = direct_backward_macros(*sampled, wants)
+        assert pulling is not None, "it fits into no block, which block_sums should have seen"
+        macros["deform_direct_backward"] = pulling
     ordering = order_macros(geometry, x, offset, index)
-    return [(name, macros.get(name) or ordering) for name in names]
+    return [(name, macros.get(name, ordering)) for name in names]
 
 
 def load(cupy: ModuleType, wanted: Iterable[tuple[str, Macros]]) -> None:
