@@ -315,7 +315,7 @@ def forward(
     cut = twin.fit_index(prepared.cut, call.arrays(result))
     log_cut("deform_conv2d", cut, memory.nbytes)
 
-    def convolve(tiles: Iterable[Tile], workspace: Workspace, image: Any, watch: Watch) -> None:
+    def write_tiles(tiles: Iterable[Tile], workspace: Workspace, image: Any, watch: Watch) -> None:
         for tile in watch(tiles):
             with workspace.scope():
                 samples = twin.locate(call.offset, call.mask, cut, tile, dtype, workspace)
@@ -328,7 +328,7 @@ def forward(
         for images in cut.image_groups():
             with memory.shared.scope():
                 image = twin.Image(call.x, images, cut, dtype, memory.shared)
-                work = partial(convolve, image=image, watch=watch)
+                work = partial(write_tiles, image=image, watch=watch)
                 twin.spread(work, cut.tiles(images), memory.workspaces)
 
 
