@@ -65,7 +65,9 @@ def deform_conv2d(
         dy (positive downward) and ``g*2K + 2k + 1`` is dx (positive to the right) of tap
         ``k = i*KW + j``, with K = KH*KW. `pack_offset` makes one from dy and dx.
     weight : ndarray, shape (C_out, C_in/groups, KH, KW)
+        One kernel for each output channel.
     bias : ndarray, shape (C_out,), optional
+        Added to each output channel.
     stride, dilation : int or (int, int)
         Vertical and horizontal, at least 1.
     padding : int, (int, int), (int, int, int, int), 'SAME' or 'VALID'
