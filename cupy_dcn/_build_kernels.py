@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import __version__, _kernels
+from ._files import replacing
 from ._manifest import RULES, header, module_of, parameter_struct, stem_of, written
 from ._nvrtc import OPTIONS, architectures, compile_ahead, compiler
 from ._prebuilt import FORMAT, MANIFEST, capability_of, digest_of, opened
@@ -92,10 +92,5 @@ def _manifest(modules: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write beside and rename: a reader sees all of it or what was there before."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as part:
         part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

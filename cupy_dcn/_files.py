@@ -23,10 +23,19 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Array]) -> N
     """Write arrays of either library; the file is whole or stays what it was."""
     target = Path(path)
     write = {".npz": _write_npz, ".safetensors": _write_safetensors}[_format_of(target)]
-    # A name of its own, so that several may write to one path: the last to end is what stays.
+    with replacing(target) as part:
+        write(part, {name: np.ascontiguousarray(on_host(a)) for name, a in arrays.items()})
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Lend a path to write to, which becomes ``target`` in one step: a reader sees all or nothing.
+
+    It is nobody else's, so that several may write to one target: the last to end is what stays.
+    """
     part = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
-        write(part, {name: np.ascontiguousarray(on_host(a)) for name, a in arrays.items()})
+        yield part
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)

@@ -67,8 +67,7 @@ def hostile_calls(draw, on_a_gpu=False):
     if "bias" in arrays and draw(st.booleans()):
         del arrays["bias"]
         arrays.pop("d_bias", None)
-    attributes = {**case.attributes, "kernel_size": case.kernel}
-    attributes = {name: attributes[name] for name in tried.attributes}
+    attributes = tried.attributes_of(case)
     changed = []
     for _ in range(draw(st.sampled_from([1, 1, 1, 2]))):
         kinds = [*KINDS, "library", *(["attribute", "form"] if attributes else [])]

@@ -48,6 +48,11 @@ class Tried(NamedTuple):
     gives: tuple = ("the output",)
     attributes: tuple = ("stride", "padding", "dilation", "deformable_groups", "groups")
 
+    def attributes_of(self, case):
+        """Return those of a case's attributes that the function takes."""
+        every = {**case.attributes, "kernel_size": case.kernel}
+        return {name: every[name] for name in self.attributes}
+
 
 SAMPLING = ("kernel_size", "stride", "padding", "dilation", "deformable_groups")
 

@@ -37,8 +37,7 @@ def test_values_and_layouts_on_a_gpu(name, how):
             for changed in tried.takes:
                 arrays = {each: found[each] for each in tried.takes}
                 arrays[changed] = spoiled(arrays[changed], kind, how, 0, 0.15)
-                attributes = {**case.attributes, "kernel_size": case.kernel}
-                attributes = {each: attributes[each] for each in tried.attributes}
+                attributes = tried.attributes_of(case)
                 call = Call(function, case, arrays, attributes, ((changed, f"{kind}: {how}"),))
                 assert outcome(call) == "compared"
 
