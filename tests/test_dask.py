@@ -70,6 +70,8 @@ def chunked(library):
     """Let Dask concatenate the stand-in's arrays, which lacks more that it would register."""
     if library.name == "emulated":
         cupy = library.array_module
+        # Older releases of Dask run their own registration first, even where there is another.
+        da.core.concatenate_lookup.register_lazy("cupy", lambda: None)
         da.core.concatenate_lookup.register(cupy.ndarray, cupy.concatenate)
     return library
 
