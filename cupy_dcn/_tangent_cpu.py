@@ -209,10 +209,9 @@ class DoublePullback(Pullback):
 
     def _grad_columns(self, tile: Tile, workspace: Workspace) -> tuple[Array | None, Array | None]:
         """Return the weight's transpose, and its tangent's, times grad_output."""
-        tangents, turned = self.tangents, self.turned_columns_of
-        needed = any(a is not None for a in (tangents.x, tangents.offset, tangents.mask))
+        turned = self.turned_columns_of
         return (
-            self.grad_columns_of(tile, workspace) if needed else None,
+            self.grad_columns_of(tile, workspace) if self.tangents.moves_columns else None,
             None if turned is None else turned(tile, workspace),
         )
 
