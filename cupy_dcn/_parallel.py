@@ -26,37 +26,56 @@ Result = TypeVar("Result")
 _libraries = functools.cache(blas_libraries)
 
 
-def thread_count() -> int:
-    """Return how many threads the tiles may use: BLAS's number, 1 where it can't be held back."""
-    return max((library.num_threads or 1 for library in _libraries()), default=1)
+class _Threads:
+    """The threads at work in all calls; while there are any, BLAS is held at one.
 
-
-class _BlasHeld:
-    """BLAS at one thread while any call is inside; the last one out restores it."""
+    A call is cut for as many as there are when nothing is at work. What it takes of them depends on
+    what others have taken, and changes no bit: see ``spread``. Cut for two and with one to take, a
+    forward or backward of x (2, 64, 56, 56) takes 1 to 2 % longer than cut for one.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._inside = 0
+        self._total = self._busy = 0
         self._restoring = ExitStack()
 
-    def __enter__(self) -> None:
+    def total(self) -> int:
+        """Return how many there are."""
         with self._lock:
-            if self._inside == 0:
+            return self._total if self._busy else _blas_threads()
+
+    def take(self, wanted: int) -> int:
+        """Take as many of ``wanted`` as are free, but one at least."""
+        with self._lock:
+            if not self._busy:
+                self._total = _blas_threads()
                 with ExitStack() as restoring:  # at once if one of several can't be held
                     for library in _libraries():
                         restoring.callback(library.set_num_threads, library.num_threads or 1)
                         library.set_num_threads(1)
                     self._restoring = restoring.pop_all()
-            self._inside += 1
+            taken = min(wanted, max(self._total - self._busy, 1))
+            self._busy += taken
+            return taken
 
-    def __exit__(self, *error: object) -> None:
+    def give_back(self, taken: int) -> None:
+        """Give back what was taken; the last to do so restores BLAS."""
         with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
+            self._busy -= taken
+            if not self._busy:
                 self._restoring.close()
 
 
-_blas_held = _BlasHeld()
+def _blas_threads() -> int:
+    return max((library.num_threads or 1 for library in _libraries()), default=1)
+
+
+_threads = _Threads()
+
+
+def thread_count() -> int:
+    """Return how many threads the tiles may use: BLAS's number, 1 where it can't be held back."""
+    return _threads.total()
 
 
 class Items(Protocol[Item]):
@@ -76,21 +95,24 @@ def spread(
 
     A worker is what the work needs for itself, such as a workspace.
 
-    Each runs on a thread of its own, under the caller's ``numpy.errstate``. Which items make a part
-    depends on the counts alone, never on timing, so sums over parts are the same bits from run to
-    run.
+    They run on as many threads as no other call has, under the caller's ``numpy.errstate``. Which
+    items make a part depends on the counts alone, never on timing, so sums over parts are the same
+    bits from run to run.
     """
     count = max(min(len(workers), len(items)), 1)
     edges = [len(items) * part // count for part in range(count + 1)]
     parts = [map(items.__getitem__, range(*edge)) for edge in itertools.pairwise(edges)]
-    if count == 1:
-        with _blas_held:
-            return [work(parts[0], workers[0])]
-    # NumPy 1 keeps them by thread, NumPy 2 in the context.
-    errors = np.errstate(call=np.geterrcall(), **np.geterr())  # type: ignore[arg-type]
-    with _blas_held, ThreadPoolExecutor(count - 1, "cupy_dcn") as pool:
-        others = [
-            pool.submit(errors(work), part, worker)
-            for part, worker in zip(parts[1:], workers[1:count], strict=True)
-        ]
-        return [work(parts[0], workers[0]), *(other.result() for other in others)]
+    threads = _threads.take(count)
+    try:
+        if threads == 1:
+            return [work(*each) for each in zip(parts, workers, strict=False)]
+        # NumPy 1 keeps them by thread, NumPy 2 in the context.
+        errors = np.errstate(call=np.geterrcall(), **np.geterr())  # type: ignore[arg-type]
+        with ThreadPoolExecutor(threads - 1, "cupy_dcn") as pool:
+            others = [
+                pool.submit(errors(work), part, worker)
+                for part, worker in zip(parts[1:], workers[1:count], strict=True)
+            ]
+            return [work(parts[0], workers[0]), *(other.result() for other in others)]
+    finally:
+        _threads.give_back(threads)

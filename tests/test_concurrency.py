@@ -287,13 +287,18 @@ class Blas:
 
 def test_one_blas_that_cannot_be_held_or_let_go(monkeypatch):
     for refused in (1, 4):
-        libraries, held = [Blas(), Blas(refused), Blas()], _parallel._BlasHeld()
+        libraries, threads = [Blas(), Blas(refused), Blas()], _parallel._Threads()
         monkeypatch.setattr(_parallel, "_libraries", lambda found=libraries: found)
-        with pytest.raises(OSError, match="refused"), held:
+
+        def hold(threads=threads, libraries=libraries):
+            taken = threads.take(2)
             assert [each.num_threads for each in libraries] == [1, 1, 1]
+            threads.give_back(taken)
+
+        with pytest.raises(OSError, match="refused"):
+            hold()
         assert [each.num_threads for each in libraries] == [4, 4 if refused == 1 else 1, 4]
         libraries[1]._refused = None
         libraries[1].num_threads = 4
-        with held:
-            assert [each.num_threads for each in libraries] == [1, 1, 1]
+        hold()
         assert [each.num_threads for each in libraries] == [4, 4, 4]

@@ -142,13 +142,30 @@ class Blas:
 
 
 def test_blas_is_held_until_the_last_call_is_out(monkeypatch):
-    blas, held = Blas(), _parallel._BlasHeld()
+    blas, threads = Blas(), _parallel._Threads()
     monkeypatch.setattr(_parallel, "_libraries", lambda: [blas])
-    with held:
-        with held:
-            assert blas.num_threads == 1
+    taken = [threads.take(3) for _ in range(3)]
+    assert taken == [3, 1, 1]  # of four, and no call waits for one
+    for each in taken:
         assert blas.num_threads == 1
-    assert blas.num_threads == 4
+        assert threads.total() == 4
+        threads.give_back(each)
+    assert blas.num_threads == threads.total() == 4
+
+
+@pytest.mark.parametrize("others", [1, 2, 4])
+def test_same_bits_whatever_threads_other_calls_have(call, others, monkeypatch):
+    blas = Blas()
+    monkeypatch.setattr(_parallel, "_libraries", lambda: [blas])
+    with threadpool_limits(1, "blas"):
+        expected = run(call)
+        taken = _parallel._threads.take(others)
+        try:
+            found = run(call)
+        finally:
+            _parallel._threads.give_back(taken)
+    for one, beside in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(beside, one)
 
 
 def test_parts_of_the_work_depend_on_counts_alone():
