@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from . import _hints as hints
 from ._arrays import (
     Array,
     describe,
@@ -23,7 +24,7 @@ from ._arrays import (
     require_array,
     require_bytes,
 )
-from ._attributes import came, counted, geometry_of, integer, kernel_pair
+from ._attributes import came, counted, geometry_of, integer, is_integer, kernel_pair
 from ._foreign import is_read_only
 from ._geometry import Geometry
 
@@ -108,6 +109,7 @@ def layer_geometry(
             f"weight has {counted(per_group, 'input channel')}, expected C_in/groups ="
             f" {geometry.channels}/{geometry.groups} = {geometry.group_channels};"
             " its shape is (C_out, C_in/groups, KH, KW)"
+            f"{_other_grouping(x_shape, weight, geometry)}"
         )
     if out_channels < 1 or out_channels % geometry.groups:
         raise ValueError(
@@ -115,6 +117,16 @@ def layer_geometry(
             f" groups = {geometry.groups}; every group makes C_out/groups of them"
         )
     return geometry
+
+
+def _other_grouping(x_shape: tuple[int, ...], weight: Array, geometry: Geometry) -> str:
+    """Say what would make a weight fit that does not: a hint, or ""."""
+    out_channels, per_group = weight.shape[:2]
+    if hint := hints.for_channels("x", x_shape, per_group * geometry.groups):
+        return hint
+    groups, rest = divmod(geometry.channels, per_group or geometry.channels + 1)
+    fits = not rest and out_channels and not out_channels % groups
+    return f", which groups={groups} would fit" if fits else ""
 
 
 def check_offset(
@@ -160,6 +172,7 @@ def _check_samples(
             f"{name} has {counted(channels, 'channel')}, expected {formula} = {expected}"
             f" (deformable_groups={geometry.deformable_groups},"
             f" kernel {geometry.kernel_height}x{geometry.kernel_width}); {hint}"
+            f"{hints.for_channels(name, array.shape, expected)}"
         )
     if (size[0], size[1]) != (geometry.out_height, geometry.out_width):
         raise ValueError(
@@ -172,7 +185,10 @@ def _check_samples(
 
 def check_bias(bias: object, weight: Array) -> Array:
     """Check a bias (C_out,) beside its weight, which has x's dtype."""
-    array = require_array("bias", bias, "(C_out,)", ", and a mask goes by name: mask=mask")
+    by_name = ", and a mask goes by name: mask=mask"
+    if is_integer(bias):  # torch has its stride where Paddle has its bias
+        by_name = ", and a stride goes by name: stride=stride"
+    array = require_array("bias", bias, "(C_out,)", by_name)
     require_dtype("bias", array, weight)
     if array.shape != weight.shape[:1]:
         raise ValueError(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from . import _hints as hints
 from ._foreign import ByArrayInterface, ByCudaInterface, ByDLPack, kind_of, view_of
 
 Array = npt.NDArray[Any]  # or a CuPy array, whose methods are the same
@@ -54,7 +55,7 @@ def require_array(name: str, value: object, axes: str, besides: str = "") -> Arr
     """Return ``value`` if it is an array of the rank and a dtype the library computes with.
 
     ``axes`` spells the expected shape, e.g. ``"(N, C_in, H, W)"``; ``besides`` ends the hint where
-    the rank is wrong.
+    it is no array, or its rank is wrong.
     """
     library = library_of(value)
     if library is None:
@@ -63,7 +64,7 @@ def require_array(name: str, value: object, axes: str, besides: str = "") -> Arr
     if library is None:
         raise TypeError(
             f"{name} must be a NumPy or CuPy array {axes}, got {describe(value)};"
-            " numpy.asarray(...) converts lists"
+            f" {hints.for_no_array(value)}{besides}"
         )
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
@@ -74,13 +75,13 @@ def require_array(name: str, value: object, axes: str, besides: str = "") -> Arr
     if not is_supported(array.dtype):
         raise TypeError(
             f"{name} has dtype {array.dtype}, expected {SUPPORTED} in native byte order;"
-            f" convert it with {name}.astype(numpy.float32)"
+            f" convert it with {name}.astype(numpy.float32), as all arrays of the call"
         )
     rank = axes.count(",") + (0 if axes.endswith(",)") else 1)
     if array.ndim != rank:
         raise ValueError(
             f"{name} has {array.ndim} dimensions (shape {array.shape}), expected {rank}: {axes};"
-            f" add or drop axes with reshape{besides}"
+            f" {hints.for_dimensions(name, array.shape, rank)}{besides}"
         )
     if library == "NumPy":
         return np.asarray(array)  # of a subclass, the plain array

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from . import _hints as hints
 from ._arrays import describe, library_of
 from ._geometry import Geometry, output_size, same_padding
 
@@ -58,7 +59,7 @@ def geometry_of(
     strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
     pads = padding_sides(padding, size, kernel, strides, dilations)
     counts = [
-        _group_count(name, value, channels, owner)
+        _group_count(name, value, x_shape, owner)
         for name, value in (("groups", groups), ("deformable_groups", deformable_groups))
     ]
     out = [
@@ -74,12 +75,13 @@ def geometry_of(
     )  # fmt: skip
 
 
-def _group_count(name: str, value: object, channels: int, owner: str) -> int:
-    count = integer(name, value, 1)
+def _group_count(name: str, value: object, x_shape: tuple[int, ...], owner: str) -> int:
+    count, channels = integer(name, value, 1), x_shape[1]
     if channels % count:
+        hint = hints.for_channels("x", x_shape, count) if owner == "x" else ""
         raise ValueError(
             f"{owner} has {counted(channels, 'channel')}, expected a multiple of {name} ="
-            f" {count}; every group takes C_in/{name} channels"
+            f" {count}; every group takes C_in/{name} channels{hint}"
         )
     return count
 

@@ -313,6 +313,9 @@ MUTANTS = [Mutant(*row) for row in (
      "_pullback(cut, grad_columns, None, offset, mask)(grad_x=grad_x)",
      "_pullback(cut, grad_columns, None, offset, None)(grad_x=grad_x)"),
     ("_arguments.py", "columns of no group", "if groups < 1 or", "if groups < 0 or"),
+    ("_hints.py", "a photograph taken for one channel", "shape[-1] <= FEW", "shape[-1] < FEW - 1"),
+    ("_hints.py", "channels looked for in the rows", "if shape[-1] != expected",
+     "if shape[2] != expected"),
     ("offsets.py", "dx before dy", "stack((dy, dx), axis=2)", "stack((dx, dy), axis=2)"),
     ("offsets.py", "the other side's padding", "pads[2 * axis]", "pads[axis]"),
     ("offsets.py", "taps by the kernel's height", "% taps, kernel[1])", "% taps, kernel[0])"),
@@ -367,6 +370,7 @@ ACCURATE = *OPERATOR, "test_accuracy.py"
 TESTS = {
     "_attributes.py": ("test_errors.py", "test_operator.py", "test_plan.py"),
     "_arguments.py": ("test_errors.py", "test_operator.py", "test_dtypes.py", "test_plan.py"),
+    "_hints.py": ("test_errors.py",),
     "_foreign.py": ("test_foreign.py",),
     "_arrays.py": ("test_foreign.py", "test_errors.py", "test_operator.py", "test_dtypes.py"),
     "_plan_arguments.py": ("test_plan.py",),

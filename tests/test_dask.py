@@ -239,6 +239,12 @@ def test_arrays_that_are_not_dasks_or_of_unknown_size():
         both(lazy, LAYER)
 
 
+def test_the_undivided_call_names_this_one():
+    x = da.ones((1, 1, 4, 4))
+    with pytest.raises(TypeError, match=r"got dask\.array\S+Array; cupy_dcn\.dask has functions"):
+        cupy_dcn.deform_conv2d(x, np.zeros((1, 2, 4, 4)), np.ones((1, 1, 1, 1)))
+
+
 def test_chunks_that_are_not_what_was_said():
     lazy = in_dask(LAYER.arrays(), 1, 2)
     lazy["offset"] = lazy["offset"].map_blocks(

@@ -180,7 +180,15 @@ AXES = {
 OUTPUT_FORMULA = "floor((size + padding - (dilation*(kernel - 1) + 1)) / stride) + 1"
 NAMES = ("x", "offset", "weight", "bias", "mask")
 OPTIONAL = ("bias", "mask", "out")  # may be None
-NO_ARRAYS = {"list": [[1.0]], "numpy.float32": np.float32(1), "None": None}
+OF_NUMBERS = "numpy.full(shape, number) makes one of a number"
+OF_OTHERS = "other libraries' arrays are taken by DLPack or their buffers"
+NO_ARRAYS = {
+    "list": ([[1.0]], "numpy.asarray(...) converts lists"),
+    "numpy.float32": (np.float32(1), OF_NUMBERS),
+    "float": (2.5, OF_NUMBERS),
+    "str": ("photo.png", OF_OTHERS),
+    "None": (None, OF_OTHERS),
+}
 UNSUPPORTED = {"int64": np.int64, "complex64": np.complex64, "object": object, ">f4": ">f4"}
 # With whom offset and mask must agree: the array of the call that is sampled, or its columns.
 OWNERS = {"x": (*CONVOLUTIONS, *STAGES[:1]), "grad_columns": STAGES[1:]}
@@ -188,9 +196,9 @@ OWNERS = {"x": (*CONVOLUTIONS, *STAGES[:1]), "grad_columns": STAGES[1:]}
 NOT_AN_ARRAY = [
     *(
         wrong(f"{name} is {came}", TypeError, f"{name} must be a NumPy or CuPy array {axes}, got"
-              f" {came}; numpy.asarray(...) converts lists", **{name: value})
+              f" {came}; {hint}", **{name: value})
         for name, axes in AXES.items()
-        for came, value in NO_ARRAYS.items()
+        for came, (value, hint) in NO_ARRAYS.items()
         if name != "out" and (value is not None or name not in OPTIONAL)
     ),
     *(
@@ -201,19 +209,39 @@ NOT_AN_ARRAY = [
     ),
     *(
         wrong(f"{name} with {rank} axes", ValueError, f"{name} has {rank} dimensions (shape"
-              f" {shape}), expected {len(SHAPES[name])}: {axes}; add or drop axes with reshape",
+              f" {shape}), expected {len(SHAPES[name])}: {axes}; {hint}",
               **{name: array(shape)})
         for name, axes in AXES.items()
-        for shape in (SHAPES[name][1:], (1, *SHAPES[name]))
+        for shape, hint in (
+            (SHAPES[name][1:], f"{name}[None] adds axes in front"),
+            ((1, *SHAPES[name]), f"{name}[0] drops the first axis"),
+        )
+        if name != "bias"
         for rank in [len(shape)]
     ),
+    *(
+        wrong(f"bias with {len(shape)} axes", ValueError, f"bias has {len(shape)} dimensions (shape"
+              f" {shape}), expected 1: (C_out,); bias.reshape(-1) has one axis, and a mask goes by"
+              " name: mask=mask", bias=array(shape))
+        for shape in ((), (1, 4))
+    ),
+    wrong("a picture", ValueError, "x has 2 dimensions (shape (7, 8)), expected 4: (N, C_in, H,"
+          " W); x[None, None] adds axes in front", x=array((7, 8))),
+    wrong("a photograph as a file has it", ValueError, "x has 3 dimensions (shape (7, 8, 3)),"
+          " expected 4: (N, C_in, H, W); channels come before rows: numpy.moveaxis(x, -1, 0)[None]",
+          x=array((7, 8, 3))),
+    wrong("a field of displacements, channels last", ValueError, "offset has 3 dimensions (shape"
+          " (7, 8, 2)), expected 4: (N, 2*deformable_groups*KH*KW, OH, OW); channels come before"
+          " rows: numpy.moveaxis(offset, -1, 0)[None]", offset=array((7, 8, 2))),
+    wrong("a stride in the place of bias", TypeError, "bias must be a NumPy or CuPy array (C_out,),"
+          f" got int; {OF_NUMBERS}, and a stride goes by name: stride=stride", bias=2),
 ]  # fmt: skip
 
 DTYPES = [
     *(
         wrong(f"{name} is {came}", TypeError, f"{name} has dtype {came}, expected float64, float32,"
               f" float16 or bfloat16 in native byte order; convert it with {name}.astype("
-              "numpy.float32)", **{name: np.zeros(SHAPES[name], dtype)})
+              "numpy.float32), as all arrays of the call", **{name: np.zeros(SHAPES[name], dtype)})
         for name in AXES
         if name != "out"
         for came, dtype in UNSUPPORTED.items()
@@ -316,10 +344,25 @@ SIZES = [
     ),
     *(
         wrong(f"weight with {came} input channels", ValueError, f"weight has {came} input channels,"
-              " expected C_in/groups = 6/2 = 3; its shape is (C_out, C_in/groups, KH, KW)",
+              " expected C_in/groups = 6/2 = 3; its shape is (C_out, C_in/groups, KH, KW)" + also,
               weight=array((4, came, 3, 2)))
-        for came in (0, 2, 6)
+        for came, also in ((0, ""), (2, ""), (6, ", which groups=1 would fit"))
     ),
+    wrong("a weight a channel, and groups forgotten", ValueError, "weight has 1 input channel,"
+          " expected C_in/groups = 6/1 = 6; its shape is (C_out, C_in/groups, KH, KW), which"
+          " groups=6 would fit", groups=1, weight=array((6, 1, 3, 2))),
+    wrong("a photograph with channels last", ValueError, "weight has 3 input channels, expected"
+          " C_in/groups = 7/1 = 7; its shape is (C_out, C_in/groups, KH, KW); x's last axis has 3:"
+          " numpy.moveaxis(x, -1, 1) makes it the second", only=CONVOLUTIONS, groups=1,
+          deformable_groups=1, x=array((2, 7, 8, 3))),
+    wrong("a photograph with channels last, in groups", ValueError, "x has 7 channels, expected a"
+          " multiple of groups = 3; every group takes C_in/groups channels; x's last axis has 3:"
+          " numpy.moveaxis(x, -1, 1) makes it the second", only=CONVOLUTIONS, groups=3,
+          x=array((2, 7, 8, 3))),
+    wrong("an offset with channels last", ValueError, "offset has 4 channels, expected"
+          " 2*deformable_groups*KH*KW = 36 (deformable_groups=3, kernel 3x2); offsets are (dy, dx)"
+          " pairs per tap; offset's last axis has 36: numpy.moveaxis(offset, -1, 1) makes it the"
+          " second", only=(*CONVOLUTIONS, *STAGES), offset=array((2, 4, 7, 36))),
     *(
         wrong(f"bias of shape {shape}", ValueError, f"bias has shape {shape}, expected (C_out,) ="
               " (4,); one number per output channel, None for no bias", bias=array(shape))
@@ -433,7 +476,7 @@ RESULTS = [
               f" dtype {due}, got {came}; numpy.empty((2, 4, 4, 7), x.dtype) fits",
               dtype=FLOATS[due], out=out)
         for came, due, out in (
-            *((came, "float32", value) for came, value in NO_ARRAYS.items() if value is not None),
+            *((came, "float32", value) for came, (value, _) in NO_ARRAYS.items() if came != "None"),
             *((f"an array of shape {OUT}, dtype {came}", due,
                np.zeros(OUT, {**FLOATS, **UNSUPPORTED}[came]))
               for came, due in (
