@@ -4,9 +4,10 @@
 //   grad_columns_k(p)[c] = sum_o weight[o, c, k] * grad_output[o](p)
 //   grad_weight[o, c, k] = sum_p grad_output[o](p) * mask_k(p) * x[c](p + p_k + offset_k(p))
 //
-// Both live in registers, for a vector of channels has whole groups: a thread has one tap and some vectors of channels, and walks over RUN pixels. What
-// it leaves in shared memory, its dots and its share of grad_weight, others add up: shuffles, as in
-// pullback.cuh, would take 2 instructions more a column element. The sums over blocks are the host's.
+// Both live in registers, for a vector of channels has whole groups: a thread has one tap and some vectors
+// of channels, and walks over RUN pixels. What it leaves in shared memory, its dots and its share of
+// grad_weight, others add up: shuffles, as in pullback.cuh, would take 2 instructions more a column
+// element. The sums over blocks are the host's.
 // Blocks walk down the image, so that there are no more of them than the sums have room for.
 //
 // Launch: tiles along a row and deformable groups, any number of blocks along y, images; all taps at once.
